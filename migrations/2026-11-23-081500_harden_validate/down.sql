@@ -1,0 +1,2 @@
+-- A constraint cannot be made unproved again; `harden_constrain` takes them away whole.
+SELECT 1;

@@ -1,0 +1,1 @@
+DROP INDEX CONCURRENTLY IF EXISTS file_metadata_job_idx;

@@ -1,0 +1,1 @@
+DROP INDEX CONCURRENTLY IF EXISTS job_queue_claim_idx;

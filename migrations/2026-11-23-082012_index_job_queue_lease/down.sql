@@ -1,0 +1,1 @@
+DROP INDEX CONCURRENTLY IF EXISTS job_queue_lease_idx;

@@ -1,0 +1,163 @@
+//! Storing and finding jobs.
+
+use diesel::dsl::{exists, not};
+use diesel::prelude::*;
+use diesel::sql_types::{Bool, Integer, Jsonb, Nullable, Record, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use uuid::Uuid;
+
+use super::{Job, NewJob};
+use crate::error::{Error, Result};
+use crate::executor::Executor;
+use crate::schema::{job_queue, jobs, users};
+use crate::types::{Cursor, Document, JobId, JobStatus, List, Page, PageSize, QueueStatus, UserId, page_of};
+
+/// Stores a job and puts it into the queue; a waiting worker wakes when the transaction commits.
+///
+/// The owner must exist, and a parent job be the same owner's: the INSERT itself looks. Two round trips: run it in a
+/// transaction. By the primary keys.
+///
+/// # Errors
+///
+/// [`Error::NotFound`] for the user or the parent job; [`Error::Invalid`] names what the table would refuse; an id that is
+/// taken is a unique violation. Nothing is stored then.
+pub async fn create_and_enqueue(conn: &mut impl Executor, owner: UserId, job: &NewJob) -> Result<Job> {
+    job.check()?;
+    let NewJob { id, job_type, priority, configuration, batch_id, parent_job_id, max_retries } = job;
+    let parent = diesel::alias!(jobs as parent_jobs);
+    let parent_is_theirs = exists(
+        parent
+            .filter(parent.field(jobs::id).nullable().eq(*parent_job_id))
+            .filter(parent.field(jobs::user_id).eq(owner))
+            .filter(not(parent.field(jobs::is_deleted))),
+    );
+    let row = users::table
+        .filter(users::id.eq(owner))
+        .filter(not(users::is_deleted))
+        .filter(parent_job_id.is_none().into_sql::<Bool>().or(parent_is_theirs))
+        .select((
+            id.into_sql::<SqlUuid>(),
+            users::id,
+            job_type.as_str().into_sql::<Text>(),
+            priority.as_str().into_sql::<Text>(),
+            Document::new(configuration.clone()).into_sql::<Jsonb>(),
+            JobStatus::Queued.into_sql::<Text>(),
+            batch_id.into_sql::<Nullable<SqlUuid>>(),
+            parent_job_id.into_sql::<Nullable<SqlUuid>>(),
+        ));
+    let stored = diesel::insert_into(jobs::table)
+        .values(row)
+        .into_columns((
+            jobs::id,
+            jobs::user_id,
+            jobs::job_type,
+            jobs::priority,
+            jobs::configuration,
+            jobs::status,
+            jobs::batch_id,
+            jobs::parent_job_id,
+        ))
+        .returning(Job::as_returning())
+        .get_result(conn)
+        .await
+        .optional()?
+        .ok_or(Error::NotFound { entity: if parent_job_id.is_some() { "user or parent job" } else { "user" } })?;
+    diesel::insert_into(job_queue::table)
+        .values((
+            job_queue::job_id.eq(id),
+            job_queue::priority.eq(priority),
+            job_queue::queue_status.eq(QueueStatus::Queued),
+            job_queue::max_retries.eq(max_retries.into_sql::<Integer>()),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(stored)
+}
+
+/// The owner's job with this id. One round trip, by primary key.
+pub async fn find(conn: &mut impl Executor, owner: UserId, id: JobId) -> Result<Option<Job>> {
+    let found = jobs::table
+        .filter(jobs::id.eq(id))
+        .filter(jobs::user_id.eq(owner))
+        .filter(not(jobs::is_deleted))
+        .select(Job::as_select());
+    Ok(found.first(conn).await.optional()?)
+}
+
+/// The owner's jobs, the newest first. One round trip, by `jobs_owner_idx`, the same at any depth.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] for a cursor of another list.
+pub async fn list(conn: &mut impl Executor, owner: UserId, size: PageSize, after: Option<Cursor>) -> Result<Page<Job>> {
+    let below = Cursor::key(after, List::Jobs)?;
+    let rows = jobs::table
+        .filter(jobs::user_id.eq(owner))
+        .filter(not(jobs::is_deleted))
+        .filter((jobs::created_at, jobs::id).into_sql::<Record<(Timestamptz, SqlUuid)>>().lt(below))
+        .order((jobs::created_at.desc(), jobs::id.desc()))
+        .limit(size.get() + 1)
+        .select(Job::as_select())
+        .load(conn)
+        .await?;
+    Ok(page_of(rows, size, cursor))
+}
+
+/// The owner's jobs in one state, the newest first. One round trip, by `jobs_owner_status_idx`, the same at any depth.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] for a cursor of another list.
+pub async fn list_by_status(
+    conn: &mut impl Executor,
+    owner: UserId,
+    status: &JobStatus,
+    size: PageSize,
+    after: Option<Cursor>,
+) -> Result<Page<Job>> {
+    let below = Cursor::key(after, List::Jobs)?;
+    let rows = jobs::table
+        .filter(jobs::user_id.eq(owner))
+        .filter(not(jobs::is_deleted))
+        .filter(jobs::status.eq(status))
+        .filter((jobs::created_at, jobs::id).into_sql::<Record<(Timestamptz, SqlUuid)>>().lt(below))
+        .order((jobs::created_at.desc(), jobs::id.desc()))
+        .limit(size.get() + 1)
+        .select(Job::as_select())
+        .load(conn)
+        .await?;
+    Ok(page_of(rows, size, cursor))
+}
+
+/// The owner's jobs that are not finished, the newest first, at most 1,000.
+///
+/// One round trip, by `jobs_owner_status_idx`. What a user has under way is little, so it is not paged.
+pub async fn active(conn: &mut impl Executor, owner: UserId) -> Result<Vec<Job>> {
+    let under_way = [JobStatus::Created, JobStatus::Queued, JobStatus::Processing];
+    Ok(jobs::table
+        .filter(jobs::user_id.eq(owner))
+        .filter(not(jobs::is_deleted))
+        .filter(jobs::status.eq_any(under_way))
+        .order((jobs::created_at.desc(), jobs::id.desc()))
+        .limit(1_000)
+        .select(Job::as_select())
+        .load(conn)
+        .await?)
+}
+
+/// The owner's jobs of a batch, in the order in which they were asked for, at most 1,000. One round trip, by `jobs_batch_idx`.
+pub async fn batch(conn: &mut impl Executor, owner: UserId, batch_id: Uuid) -> Result<Vec<Job>> {
+    Ok(jobs::table
+        .filter(jobs::batch_id.eq(batch_id))
+        .filter(jobs::user_id.eq(owner))
+        .filter(not(jobs::is_deleted))
+        .order((jobs::created_at, jobs::id))
+        .limit(1_000)
+        .select(Job::as_select())
+        .load(conn)
+        .await?)
+}
+
+fn cursor(job: &Job) -> Cursor {
+    Cursor::new(List::Jobs, job.created_at, job.id.as_uuid())
+}

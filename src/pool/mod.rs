@@ -1,0 +1,489 @@
+//! The pool: bb8 stores connections and opens them through [`Manager`]; who gets one, whether it is alive, when it is
+//! retired, and the truth about all of it are ours.
+//!
+//! A checkout takes a permit ([`admission`], first come, first served), then the connection used last (a hot server
+//! process and hot caches), or opens one. There is no ping: a closed socket has been seen by the driver's task; what
+//! cannot be seen is found out by the first flight, which is sent again on another connection.
+//!
+//! **Invariant**: a connection is either idle in bb8, or in a [`Lease`], or being closed under a permit. Its permit is
+//! released after the server has closed the session, so server sessions never exceed `max_size`. Why that holds: one
+//! is opened only by a permit holder that found none idle; at that moment every session has a permit holder of its own.
+//!
+//! **Never**: `bb8::Pool::get` outside of this file; an `.await` between taking a connection and making its lease.
+
+mod admission;
+mod budget;
+mod closing;
+mod keeper;
+mod lease;
+mod manager;
+mod nested;
+mod opening;
+mod reclaim;
+mod registry;
+mod session;
+mod stats;
+
+use std::future::{Future, pending};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use diesel_async::AsyncPgConnection;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::{Instant, timeout_at};
+
+use admission::{Admission, Permit, Refused};
+use budget::RetryBudget;
+pub use closing::CloseReport;
+pub(crate) use lease::{Lease, Why};
+use manager::Manager;
+pub(crate) use nested::inside;
+use opening::Opening;
+pub(crate) use reclaim::Undone;
+use registry::Registry;
+pub use registry::{Checkout, Phase};
+pub(crate) use registry::{Holder, ScopeName};
+pub(crate) use session::{CloseOnDrop, Identity, Session};
+pub(crate) use stats::{CloseReason, Counters, add};
+pub use stats::{Closed, Distribution, PoolStats};
+
+use crate::config::Config;
+use crate::connect::{ConnectError, Connector};
+use crate::error::{CheckoutTimeout, Error, Result};
+use crate::statement::Doorkeeper;
+
+/// A connection as bb8 lends it.
+pub(crate) type Held = bb8::PooledConnection<'static, Manager>;
+
+/// Everything behind a [`Database`](crate::Database) handle.
+pub(crate) struct Pool {
+    pub(crate) config: Config,
+    bb8: bb8::Pool<Manager>,
+    // Held while an idle connection is looked for and taken, so that bb8 never opens one behind our back.
+    taking: Mutex<()>,
+    admission: Admission,
+    opening: Opening,
+    pub(crate) registry: Registry,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) doorkeeper: Doorkeeper,
+    pub(crate) retries: RetryBudget,
+    /// Sessions of an earlier epoch are not lent any more.
+    epoch: Arc<AtomicU64>,
+    /// Server sessions whose socket is open.
+    open: Arc<AtomicUsize>,
+    /// A lease came back.
+    returned: Notify,
+    /// For sessions beside the pool. Each holds a receiver until it is gone.
+    closing: watch::Sender<bool>,
+    pub(crate) connector: Connector,
+    runtime: OnceLock<Handle>,
+    /// What the handle wants to run beside the keeper; started with it.
+    companion: Mutex<Option<Companion>>,
+    /// They hold the pool weakly; when it goes they need not wait for their next tick.
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.tasks.get_mut().iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("config", &self.config).field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// A background task of the handle's. It gets the pool weakly and ends by itself.
+pub(crate) type Companion = Box<dyn FnOnce(Weak<Pool>) -> BoxFuture<'static, ()> + Send>;
+
+/// A connection that is not the pool's any more, on one of its places.
+pub(crate) struct Dedicated {
+    pub(crate) conn: AsyncPgConnection,
+    pub(crate) rest: (CloseOnDrop, Permit),
+}
+
+/// How long a checkout may take, and what says so.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    pub(crate) until: Instant,
+    pub(crate) set_by: &'static str,
+}
+
+impl Pool {
+    /// A pool that has not opened anything yet.
+    pub(crate) fn new(config: Config, companion: Companion) -> Result<Arc<Self>> {
+        config.validate()?;
+        let connector = Connector::new(&config)?;
+        let (counters, epoch, open) = (Arc::default(), Arc::default(), Arc::default());
+        let manager = Manager {
+            config: config.clone(),
+            connector: connector.clone(),
+            counters: Arc::clone(&counters),
+            epoch: Arc::clone(&epoch),
+            open: Arc::clone(&open),
+        };
+        let bb8 = bb8::Pool::builder()
+            // Admission bounds the sessions. bb8 also counts dead ones that a lease still refers to.
+            .max_size(config.max_size.saturating_mul(4))
+            .min_idle(None)
+            .test_on_check_out(false)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .retry_connection(false)
+            .queue_strategy(bb8::QueueStrategy::Lifo)
+            .build_unchecked(manager);
+        let retries = RetryBudget::new(config.retry.budget);
+        let shed = config.queue_target.map(|target| (target, config.queue_interval));
+        Ok(Arc::new(Self {
+            admission: Admission::new(config.max_size as usize, config.max_waiting, shed),
+            config,
+            bb8,
+            taking: Mutex::new(()),
+            opening: Opening::default(),
+            registry: Registry::default(),
+            counters,
+            doorkeeper: Doorkeeper::new(),
+            retries,
+            epoch,
+            open,
+            returned: Notify::new(),
+            closing: watch::Sender::new(false),
+            connector,
+            runtime: OnceLock::new(),
+            companion: Mutex::new(Some(companion)),
+            tasks: Mutex::default(),
+        }))
+    }
+
+    /// Notes the runtime that clean-ups run on, and starts the keeper, once.
+    pub(crate) fn start(self: &Arc<Self>) {
+        self.runtime.get_or_init(|| {
+            let runtime = Handle::current();
+            let keeper = runtime.spawn(keeper::keep(Arc::downgrade(self), self.config.clone()));
+            let companion = self.companion.lock().take();
+            let companion = companion.map(|companion| runtime.spawn(companion(Arc::downgrade(self))));
+            self.tasks.lock().extend(companion.iter().chain([&keeper]).map(JoinHandle::abort_handle));
+            runtime
+        });
+    }
+
+    /// Opens the first connection, so that what is wrong is known now.
+    ///
+    /// # Errors
+    /// [`Error::Connect`], whatever the reason: there is no waiting for a server that is not there.
+    pub(crate) async fn connect_first(self: &Arc<Self>) -> Result<()> {
+        let Ok(Some(permit)) = self.admission.try_admit() else { return Ok(()) };
+        // A deadline that has passed allows one attempt, and `connect_timeout` bounds that.
+        let opened = self.open(permit, Instant::now()).await;
+        drop(opened.map_err(|error| Error::Connect(Box::new(error)))?);
+        // Only now: the keeper would not see it coming, and open one too.
+        self.start();
+        Ok(())
+    }
+
+    /// Lends a connection.
+    ///
+    /// # Cancel safety
+    /// Dropped while waiting, it leaves no trace. A connection being opened for it goes to the idle ones.
+    pub(crate) async fn checkout(self: &Arc<Self>, scope: ScopeName, limit: Limit) -> Result<Lease> {
+        self.start();
+        // What is rare is boxed: a future is as large as its largest path, and is moved whole.
+        let permit = match self.admission.try_admit() {
+            Ok(Some(permit)) => permit,
+            Ok(None) => return Box::pin(self.wait(scope, limit)).await,
+            Err(refused) => return Err(self.refusal(&refused, scope, limit, Instant::now())),
+        };
+        match self.take_idle() {
+            Some(held) if self.is_current(&held) => {
+                self.counters.wait.record(Duration::ZERO);
+                // No await since the connection was taken.
+                self.lend(permit, held, scope)
+            }
+            unfit => Box::pin(self.lease(permit, unfit, scope, limit, Instant::now())).await,
+        }
+    }
+
+    async fn wait(self: &Arc<Self>, scope: ScopeName, limit: Limit) -> Result<Lease> {
+        nested::check(self, scope)?;
+        let began = Instant::now();
+        match self.admission.admit(limit.until).await {
+            Ok(permit) => self.lease(permit, None, scope, limit, began).await,
+            Err(refused) => Err(self.refusal(&refused, scope, limit, began)),
+        }
+    }
+
+    async fn lease(
+        self: &Arc<Self>,
+        permit: Permit,
+        unfit: Option<Held>,
+        scope: ScopeName,
+        limit: Limit,
+        began: Instant,
+    ) -> Result<Lease> {
+        // An attempt that is still under way then goes on without us, and keeps its place until it ends.
+        let (held, permit) = match timeout_at(limit.until, self.obtain(permit, unfit, limit.until)).await {
+            Ok(Ok(obtained)) => obtained,
+            _ if self.admission.is_closed() => return Err(self.refusal(&Refused::Closed, scope, limit, began)),
+            Ok(Err(error)) if error.is_fatal() => return Err(Error::Connect(Box::new(error))),
+            Ok(Err(_)) | Err(_) => return Err(self.refusal(&Refused::TimedOut, scope, limit, began)),
+        };
+        self.counters.wait.record(began.elapsed());
+        // No await since the connection was taken.
+        self.lend(permit, held, scope)
+    }
+
+    /// The pool may have been closed since the permit was given: then `close` found no entry to wait for.
+    fn lend(self: &Arc<Self>, permit: Permit, held: Held, scope: ScopeName) -> Result<Lease> {
+        let lease = Lease::new(Arc::clone(self), permit, held, scope);
+        if self.admission.is_closed() {
+            lease.check_in();
+            return Err(Error::Closed { scope: scope.to_string() });
+        }
+        Ok(lease)
+    }
+
+    /// Opens a connection for work that no scope fits, as migrations. It takes one of the pool's places until both parts
+    /// of it are dropped; an idle connection makes room for it.
+    ///
+    /// # Cancel safety
+    /// As [`checkout`](Self::checkout).
+    pub(crate) async fn dedicated(self: &Arc<Self>, scope: ScopeName) -> Result<Dedicated> {
+        self.start();
+        let began = Instant::now();
+        let limit = Limit { until: began + self.config.checkout_timeout, set_by: "`checkout_timeout`" };
+        let admitted = self.admission.admit(limit.until).await;
+        let mut permit = admitted.map_err(|refused| self.refusal(&refused, scope, limit, began))?;
+        if let Some(held) = self.take_idle() {
+            let freed = self.close_session(held, permit, CloseReason::Outdated).await;
+            permit = freed.map_err(|_| Error::Closed { scope: scope.to_string() })?;
+        }
+        let session = self.bb8.dedicated_connection().await.map_err(|error| Error::Connect(Box::new(error)))?;
+        let (conn, closer) = session.into_parts();
+        Ok(Dedicated { conn, rest: (closer, permit) })
+    }
+
+    /// Marks what is done until the guard is dropped as work of our own that ends soon by itself.
+    pub(crate) fn in_background(&self) -> impl Drop + '_ {
+        self.admission.in_background()
+    }
+
+    /// Changes when the pool is closed or dropped; `close` waits until nobody holds one of these any more.
+    pub(crate) fn until_closing(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.admission.is_closed()
+    }
+
+    /// A connection in place of one that was found dead. The lease's permit goes on standing for it.
+    ///
+    /// # Cancel safety
+    /// As [`checkout`](Self::checkout).
+    pub(crate) async fn replace_in(self: &Arc<Self>, lease: &Lease, until: Instant) -> Result<(), ConnectError> {
+        loop {
+            if let Some(held) = self.take_idle() {
+                if self.is_current(&held) {
+                    lease.replace(held);
+                    return Ok(());
+                }
+                self.forget(held, CloseReason::Outdated);
+                continue;
+            }
+            let began = Instant::now();
+            let opened = timeout_at(until, self.open_until(until, pending())).await;
+            lease.replace(opened.unwrap_or_else(|_| Err(ConnectError::timed_out(began.elapsed())))?);
+            return Ok(());
+        }
+    }
+
+    /// An idle connection that may be lent, or a new one; `unfit` was found not to be.
+    async fn obtain(
+        self: &Arc<Self>,
+        mut permit: Permit,
+        mut unfit: Option<Held>,
+        until: Instant,
+    ) -> Result<(Held, Permit), ConnectError> {
+        loop {
+            if let Some(held) = unfit.take() {
+                let reason = if held.is_dead() { CloseReason::Broken } else { CloseReason::Outdated };
+                let freed = self.close_session(held, permit, reason).await;
+                permit = freed.map_err(|_| ConnectError::stopped(&"the runtime is shutting down"))?;
+            }
+            match self.take_idle() {
+                Some(held) if self.is_current(&held) => return Ok((held, permit)),
+                Some(held) => unfit = Some(held),
+                None => break,
+            }
+        }
+        let _waiting = self.admission.wait_in_line();
+        self.open(permit, until).await
+    }
+
+    /// What the last failed attempt to connect said, unless the server was reached since.
+    pub(crate) fn last_connect_failure(&self) -> Option<String> {
+        self.opening.failures().pop()
+    }
+
+    fn is_current(&self, session: &Session) -> bool {
+        !session.is_dead() && session.epoch == self.epoch.load(SeqCst)
+    }
+
+    /// The connection that was used last, if one is idle.
+    fn take_idle(&self) -> Option<Held> {
+        let _turn = self.taking.lock();
+        if self.bb8.state().idle_connections == 0 {
+            return None;
+        }
+        #[expect(clippy::disallowed_methods, reason = "under a permit, with one idle: it is there at the first poll")]
+        self.bb8.get_owned().now_or_never()?.ok()
+    }
+
+    fn store_and_take(&self, session: Box<Session>) -> Held {
+        let _turn = self.taking.lock();
+        self.bb8.add(session).unwrap_or_else(|_| unreachable!("bb8 has room for four times the permits"));
+        #[expect(clippy::disallowed_methods, reason = "under a permit, just put on top: it is there at the first poll")]
+        let held = self.bb8.get_owned().now_or_never();
+        held.and_then(std::result::Result::ok)
+            .unwrap_or_else(|| unreachable!("it was just stored and we hold the lock"))
+    }
+
+    /// Takes a connection back from a lease that is proven clean, or closes it.
+    fn take_back(
+        &self,
+        mut held: Held,
+        permit: Permit,
+        close: Option<CloseReason>,
+        unused_since: Option<std::time::Instant>,
+    ) {
+        let now = std::time::Instant::now();
+        let close = close.or(held.close).or_else(|| {
+            if held.is_dead() {
+                Some(CloseReason::Broken)
+            } else if self.admission.is_closed() {
+                Some(CloseReason::Shutdown)
+            } else if !self.is_current(&held) {
+                Some(CloseReason::Outdated)
+            } else if held.retire_at.is_some_and(|at| at <= now) {
+                Some(CloseReason::Lifetime)
+            } else if held.is_worn() {
+                Some(CloseReason::Worn)
+            } else {
+                None
+            }
+        });
+        if let Some(reason) = close {
+            drop(self.close_session(held, permit, reason));
+            return;
+        }
+        held.tidy();
+        held.heard_of = now;
+        held.idle_since = unused_since.unwrap_or(now);
+        // In this order: who gets the permit must find the connection.
+        drop(held);
+        drop(permit);
+    }
+
+    /// Closes a session, in a task of its own that gives the permit away when the server has closed it too.
+    fn close_session(&self, held: Held, permit: Permit, reason: CloseReason) -> oneshot::Receiver<Permit> {
+        let (free, freed) = oneshot::channel();
+        let (ending, patience) = (Arc::clone(&held.ending), self.config.cleanup_timeout);
+        self.forget(held, reason);
+        self.spawn(async move {
+            // What is not over by then is cut off by its driver's task.
+            let _ = tokio::time::timeout(patience, ending.over()).await;
+            let _ = free.send(permit);
+        });
+        freed
+    }
+
+    /// Drops a session for good. Its driver's task says goodbye to the server.
+    fn forget(&self, mut held: Held, reason: CloseReason) {
+        held.close = Some(reason);
+        self.counters.count_closed(reason);
+        drop(held);
+    }
+
+    /// A session learned that the server went away: what was opened before is not worth trying.
+    pub(crate) fn outdate(&self, session: &Session) {
+        // Only the first of them; its siblings come to the same conclusion.
+        let _ = self.epoch.compare_exchange(session.epoch, session.epoch + 1, SeqCst, SeqCst);
+    }
+
+    /// Closes connections as they come back and the idle ones, as after a rotation of credentials.
+    pub(crate) fn outdate_all(&self) {
+        self.epoch.fetch_add(1, SeqCst);
+    }
+
+    fn left(&self, key: usize, holder: &Holder) {
+        self.registry.leave(key);
+        if holder.leak_told.load(SeqCst) {
+            tracing::warn!(scope = %holder.scope, held_for = ?holder.since.elapsed(), "leaked connection came back");
+        }
+        if self.admission.is_closed() {
+            self.returned.notify_waiters();
+        }
+    }
+
+    /// Runs `task` on this runtime, or on the one that the pool was started on when called from outside of any.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(task);
+        } else if let Some(runtime) = self.runtime.get() {
+            runtime.spawn(task);
+        }
+    }
+
+    fn refusal(&self, refused: &Refused, scope: ScopeName, limit: Limit, began: Instant) -> Error {
+        let (scope, waited) = (scope.to_string(), began.elapsed());
+        match refused {
+            Refused::Closed => Error::Closed { scope },
+            Refused::TimedOut => {
+                add(&self.counters.timeouts);
+                Error::CheckoutTimeout(Box::new(self.checkout_timeout(scope, waited, limit.set_by)))
+            }
+            Refused::QueueFull => {
+                add(&self.counters.shed);
+                let reason = "as many others wait as `max_waiting` allows".into();
+                Error::Overloaded { scope, waited, reason }
+            }
+            Refused::Shed => {
+                add(&self.counters.shed);
+                let reason = "every wait of the last `queue_interval` was longer than `queue_target`".into();
+                Error::Overloaded { scope, waited, reason }
+            }
+        }
+    }
+
+    fn checkout_timeout(&self, scope: String, waited: Duration, limit: &'static str) -> CheckoutTimeout {
+        CheckoutTimeout {
+            scope,
+            waited,
+            limit,
+            size: session::count(&self.open),
+            max_size: self.config.max_size as usize,
+            waiting: self.admission.waiting(),
+            holders: self.registry.checkouts().iter().map(ToString::to_string).collect(),
+            connect_failures: self.opening.failures(),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> PoolStats {
+        let mut stats = self.counters.totals();
+        stats.size = session::count(&self.open);
+        stats.max_size = self.config.max_size as usize;
+        stats.checked_out = self.registry.len();
+        stats.idle = self.bb8.state().idle_connections as usize;
+        stats.waiting = self.admission.waiting();
+        stats.reclaiming = self.registry.reclaiming();
+        stats
+    }
+}

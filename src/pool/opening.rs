@@ -1,0 +1,159 @@
+//! Opening connections: as many at once as there is need while the server answers, one at a time while it does not.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::admission::Permit;
+use super::{Held, Pool};
+use crate::connect::ConnectError;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// Short enough that the first success follows within 150 ms of the server accepting connections again.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// How many of the last failures an error tells.
+const REMEMBERED: usize = 3;
+
+/// What is known of the server while it cannot be reached.
+#[derive(Debug, Default)]
+pub(super) struct Opening {
+    down: AtomicBool,
+    /// Whoever holds it probes a server that is down.
+    probe: tokio::sync::Mutex<Pace>,
+    failures: Mutex<Vec<(std::time::Instant, String)>>,
+}
+
+/// When a server that is down is probed next. It outlives the caller who probed last: those who lose patience one after the
+/// other must not knock at that rate.
+#[derive(Debug, Default)]
+struct Pace {
+    pause: Duration,
+    next: Option<Instant>,
+}
+
+impl Pace {
+    fn slow_down(&mut self) {
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        self.next = Some(Instant::now() + jittered(self.pause));
+    }
+}
+
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+impl Opening {
+    /// The last failed attempts, newest last, unless the server was reached since.
+    pub(super) fn failures(&self) -> Vec<String> {
+        self.failures.lock().iter().map(|(at, what)| format!("{:.1?} ago: {what}", at.elapsed())).collect()
+    }
+
+    fn failed(&self, error: &ConnectError) {
+        let mut failures = self.failures.lock();
+        if failures.len() == REMEMBERED {
+            failures.remove(0);
+        }
+        failures.push((std::time::Instant::now(), error.to_string()));
+        self.down.store(true, SeqCst);
+    }
+
+    fn succeeded(&self) {
+        if self.down.swap(false, SeqCst) {
+            self.failures.lock().clear();
+        }
+    }
+}
+
+/// A connection that was opened, with the permit that it runs on.
+pub(super) type Opened = Result<(Held, Permit), ConnectError>;
+
+impl Pool {
+    /// Opens a connection in a task of its own, until `deadline`. If nobody waits for it in the end it goes to the idle
+    /// ones: a login is not wasted because its first user lost patience.
+    ///
+    /// # Cancel safety
+    /// The permit stays with the task, so what is being opened keeps its place in `max_size`.
+    pub(super) async fn open(self: &Arc<Self>, permit: Permit, deadline: Instant) -> Opened {
+        let (mut answer, result) = oneshot::channel();
+        let pool = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let opened = tokio::select! {
+                opened = pool.open_until(deadline, answer.closed()) => opened,
+                () = pool.admission.closed() => Err(ConnectError::stopped(&"the pool was closed")),
+            };
+            // Unsent, the pair is dropped in order: first the connection goes back to bb8, then the permit is free.
+            drop(answer.send(opened.map(|held| (held, permit))));
+        });
+        match result.await {
+            Ok(opened) => opened,
+            Err(_) => Err(match task.await {
+                Err(error) => ConnectError::stopped(&error),
+                Ok(()) => ConnectError::stopped(&"nobody waited for it"),
+            }),
+        }
+    }
+
+    /// Tries until `deadline`, or until nobody cares for the result any more. An attempt that has begun is finished.
+    pub(super) async fn open_until(
+        &self,
+        deadline: Instant,
+        nobody_cares: impl Future<Output = ()>,
+    ) -> Result<Held, ConnectError> {
+        let mut nobody_cares = pin!(nobody_cares);
+        loop {
+            let mut probe = None;
+            if self.opening.down.load(SeqCst) {
+                let began = Instant::now();
+                let turn = tokio::time::timeout_at(deadline, self.opening.probe.lock()).await;
+                let turn = turn.map_err(|_| ConnectError::timed_out(began.elapsed()))?;
+                // If it came back while we waited, everybody may try.
+                if self.opening.down.load(SeqCst) {
+                    if let Some(next) = turn.next {
+                        tokio::select! {
+                            () = tokio::time::sleep_until(next.min(deadline)) => {}
+                            () = &mut nobody_cares => return Err(ConnectError::timed_out(began.elapsed())),
+                        }
+                        if next > deadline {
+                            return Err(ConnectError::timed_out(began.elapsed()));
+                        }
+                    }
+                    probe = Some(turn);
+                }
+            }
+            let error = match self.bb8.dedicated_connection().await {
+                Ok(session) => {
+                    self.opening.succeeded();
+                    if let Some(pace) = &mut probe {
+                        **pace = Pace::default();
+                    }
+                    return Ok(self.store_and_take(session));
+                }
+                Err(error) => error,
+            };
+            self.opening.failed(&error);
+            // One of those that did not know yet: it goes to the end of the line.
+            let next = match &mut probe {
+                Some(pace) => {
+                    pace.slow_down();
+                    pace.next.unwrap_or(deadline)
+                }
+                None => Instant::now() + jittered(FIRST_PAUSE),
+            };
+            if error.is_fatal() || next >= deadline {
+                return Err(error);
+            }
+            if probe.is_none() {
+                tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
+                    () = &mut nobody_cares => return Err(error),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What a worker does with the lease that it holds. Every UPDATE here is fenced by the lease's token.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::dsl::{case_when, not, now};
+use diesel::prelude::*;
+use diesel::sql_types::{Nullable, Text, Timestamptz};
+use diesel_async::RunQueryDsl;
+
+use super::row::lease_seconds;
+use super::{Backoff, Failure, Lease, QueueError};
+use crate::error::{Error, Result};
+use crate::executor::Executor;
+use crate::jobs::{Completion, ErrorInfo, Job, finish_job, refuse};
+use crate::schema::{job_queue, jobs};
+use crate::types::sql::t2m_from_now;
+use crate::types::{Document, JobId, JobStatus, QueueStatus, UserId};
+
+/// Prolongs a lease, counted from now. One round trip, by the unique index on the queue's job.
+///
+/// # Errors
+///
+/// [`Error::LeaseLost`]: stop working, somebody else has the job or it was called off.
+pub async fn heartbeat(conn: &mut impl Executor, lease: &mut Lease, prolong: Duration) -> Result<()> {
+    let seconds = lease_seconds(prolong)?;
+    let expires_at: Option<DateTime<Utc>> = diesel::update(job_queue::table)
+        .filter(job_queue::job_id.eq(lease.job))
+        .filter(job_queue::lease_token.eq(lease.token))
+        .filter(job_queue::queue_status.eq(QueueStatus::Processing))
+        .set((job_queue::lease_expires_at.eq(t2m_from_now(seconds).nullable()), job_queue::updated_at.eq(now)))
+        .returning(job_queue::lease_expires_at.assume_not_null())
+        .get_result(conn)
+        .await
+        .optional()?;
+    lease.expires_at = expires_at.ok_or_else(|| lease.lost())?;
+    Ok(())
+}
+
+/// Completes the job and ends the lease; a lease that ran out still counts as long as nobody else took the job.
+///
+/// Two round trips: run it in the transaction that stores what the job made, so that both are there or neither. By the unique
+/// index on the queue's job, and by primary key.
+///
+/// # Errors
+///
+/// [`Error::LeaseLost`]; [`Error::Invalid`] names what does not fit. Nothing was changed then.
+pub async fn complete(conn: &mut impl Executor, lease: &Lease, result: &Completion) -> Result<Job> {
+    result.check()?;
+    let closed = diesel::update(job_queue::table)
+        .filter(job_queue::job_id.eq(lease.job))
+        .filter(job_queue::lease_token.eq(lease.token))
+        .filter(job_queue::queue_status.eq(QueueStatus::Processing))
+        .set((
+            job_queue::queue_status.eq(QueueStatus::Completed),
+            job_queue::completed_at.eq(now),
+            job_queue::updated_at.eq(now),
+            job_queue::lease_expires_at.eq(None::<DateTime<Utc>>),
+        ))
+        .execute(conn)
+        .await?;
+    if closed == 0 {
+        return Err(lease.lost());
+    }
+    finish_job(conn, lease.owner, lease.job, result).await
+}
+
+/// Ends the lease with a failure: the job waits for its next try, or fails for good after its last. The queue entry keeps
+/// every failure, the job shows the latest.
+///
+/// Two round trips: run it in a transaction. By the unique index on the queue's job, and by primary key.
+///
+/// # Errors
+///
+/// [`Error::LeaseLost`]. Nothing was changed then.
+pub async fn fail(conn: &mut impl Executor, lease: &Lease, error: &ErrorInfo, backoff: Backoff) -> Result<Failure> {
+    let entry = QueueError {
+        message: error.message.clone(),
+        failed_at: Some(error.failed_at.unwrap_or_else(Utc::now)),
+        token: Some(lease.token),
+        ..QueueError::default()
+    };
+    let may_retry = || job_queue::retry_count.lt(job_queue::max_retries);
+    let wait = t2m_from_now(backoff.seconds(lease.retry_count)).nullable();
+    let never = || None::<DateTime<Utc>>.into_sql::<Nullable<Timestamptz>>();
+    let settled: Option<Option<DateTime<Utc>>> = diesel::update(job_queue::table)
+        .filter(job_queue::job_id.eq(lease.job))
+        .filter(job_queue::lease_token.eq(lease.token))
+        .filter(job_queue::queue_status.eq(QueueStatus::Processing))
+        .set((
+            job_queue::queue_status.eq(case_when(may_retry(), QueueStatus::Queued.into_sql::<Text>())
+                .otherwise(QueueStatus::Failed.into_sql::<Text>())),
+            job_queue::next_retry_at.eq(case_when(may_retry(), wait).otherwise(never())),
+            job_queue::completed_at
+                .eq(case_when(may_retry(), never()).otherwise(now.into_sql::<Nullable<Timestamptz>>())),
+            job_queue::retry_count.eq(job_queue::retry_count + 1),
+            job_queue::errors.eq(job_queue::errors.concat(Document::new(vec![entry]))),
+            job_queue::lease_expires_at.eq(None::<DateTime<Utc>>),
+            job_queue::updated_at.eq(now),
+        ))
+        .returning(job_queue::next_retry_at)
+        .get_result(conn)
+        .await
+        .optional()?;
+    let next_try = settled.ok_or_else(|| lease.lost())?;
+    let (status, ended_at) = match next_try {
+        Some(_) => (JobStatus::Queued, None),
+        None => (JobStatus::Failed, Some(Utc::now())),
+    };
+    let moved = diesel::update(jobs::table)
+        .filter(jobs::id.eq(lease.job))
+        .filter(jobs::user_id.eq(lease.owner))
+        .filter(jobs::status.eq(JobStatus::Processing))
+        .filter(not(jobs::is_deleted))
+        .set((
+            jobs::status.eq(&status),
+            jobs::completed_at.eq(ended_at),
+            jobs::error_info.eq(Document::new(error.clone())),
+        ))
+        .execute(conn)
+        .await?;
+    if moved == 0 {
+        return Err(refuse(conn, lease.owner, lease.job, "failed").await?);
+    }
+    Ok(next_try.map_or(Failure::ForGood, Failure::RetryAt))
+}
+
+/// Gives a job back untried, for a worker that shuts down: it waits where it waited before, and nothing counts as failed.
+///
+/// Two round trips: run it in a transaction. By the unique index on the queue's job, and by primary key.
+///
+/// # Errors
+///
+/// [`Error::LeaseLost`]. Nothing was changed then.
+pub async fn release(conn: &mut impl Executor, lease: &Lease) -> Result<()> {
+    let given_back = diesel::update(job_queue::table)
+        .filter(job_queue::job_id.eq(lease.job))
+        .filter(job_queue::lease_token.eq(lease.token))
+        .filter(job_queue::queue_status.eq(QueueStatus::Processing))
+        .set((
+            job_queue::queue_status.eq(QueueStatus::Queued),
+            job_queue::lease_expires_at.eq(None::<DateTime<Utc>>),
+            job_queue::updated_at.eq(now),
+        ))
+        .execute(conn)
+        .await?;
+    if given_back == 0 {
+        return Err(lease.lost());
+    }
+    let moved = diesel::update(jobs::table)
+        .filter(jobs::id.eq(lease.job))
+        .filter(jobs::user_id.eq(lease.owner))
+        .filter(jobs::status.eq(JobStatus::Processing))
+        .filter(not(jobs::is_deleted))
+        .set(jobs::status.eq(JobStatus::Queued))
+        .execute(conn)
+        .await?;
+    if moved == 0 { Err(refuse(conn, lease.owner, lease.job, "queued").await?) } else { Ok(()) }
+}
+
+/// Where the owner's job stands in the queue, and every failure so far. One round trip, by the unique index on the queue's job.
+pub async fn entry(
+    conn: &mut impl Executor,
+    owner: UserId,
+    id: JobId,
+) -> Result<Option<(QueueStatus, Vec<QueueError>)>> {
+    let found: Option<(QueueStatus, Document<Vec<QueueError>>)> = job_queue::table
+        .inner_join(jobs::table)
+        .filter(job_queue::job_id.eq(id))
+        .filter(jobs::user_id.eq(owner))
+        .filter(not(jobs::is_deleted))
+        .select((job_queue::queue_status, job_queue::errors))
+        .first(conn)
+        .await
+        .optional()?;
+    let Some((status, errors)) = found else { return Ok(None) };
+    let errors = errors.into_inner().map_err(|broken| Error::BrokenDocument {
+        table: "job_queue of job",
+        id: id.as_uuid(),
+        path: format!("errors.{}", broken.path),
+        reason: broken.reason,
+    })?;
+    Ok(Some((status, errors)))
+}

@@ -1,0 +1,88 @@
+//! What a statement's text says about the session it leaves behind.
+//!
+//! Together with the command tags on the wire this decides whether a connection is clean at check-in. A word inside a
+//! literal or a comment is taken for the real thing: that costs one needless reset, never a leak. What neither text
+//! nor tag can show is a stored function that sets or locks; `SessionReset::Always` closes that.
+
+use std::ops::BitOrAssign;
+
+/// What a text does to its session beyond the transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Effects {
+    bits: u8,
+    /// `SET LOCAL`, `SET TRANSACTION`, `SET CONSTRAINTS`: tags that are `SET` or begin with it, but end with the transaction.
+    pub(crate) local_sets: u8,
+}
+
+impl Effects {
+    pub(crate) const ADVISORY_LOCK: u8 = 1;
+    pub(crate) const SET_CONFIG: u8 = 2;
+    pub(crate) const TEMPORARY: u8 = 4;
+    pub(crate) const HOLD: u8 = 8;
+    /// `COMMIT AND CHAIN` or `ROLLBACK AND CHAIN`: the status byte never shows that the transaction ended.
+    pub(crate) const CHAIN: u8 = 16;
+
+    /// Reads `sql` word by word.
+    pub(crate) fn of(sql: &str) -> Self {
+        let mut effects = Self::default();
+        let (mut before, mut creating) = ("", false);
+        for word in sql.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).filter(|word| !word.is_empty()) {
+            match word.len() {
+                6 if word.eq_ignore_ascii_case("create") => creating = true,
+                4 if word.eq_ignore_ascii_case("into") => creating = true,
+                4 if creating && word.eq_ignore_ascii_case("temp") => effects.bits |= Self::TEMPORARY,
+                7 if creating && word.eq_ignore_ascii_case("pg_temp") => effects.bits |= Self::TEMPORARY,
+                9 if creating && word.eq_ignore_ascii_case("temporary") => effects.bits |= Self::TEMPORARY,
+                4 if word.eq_ignore_ascii_case("hold") => effects.bits |= Self::HOLD,
+                5 if word.eq_ignore_ascii_case("chain") && before.eq_ignore_ascii_case("and") => {
+                    effects.bits |= Self::CHAIN;
+                }
+                5 if word.eq_ignore_ascii_case("local") && before.eq_ignore_ascii_case("set") => {
+                    effects.local_sets += 1;
+                }
+                11 if word.eq_ignore_ascii_case("transaction") && before.eq_ignore_ascii_case("set") => {
+                    effects.local_sets += 1;
+                }
+                10 if word.eq_ignore_ascii_case("set_config") => effects.bits |= Self::SET_CONFIG,
+                16.. if starts_with(word, "pg_advisory_lock") || starts_with(word, "pg_try_advisory_lock") => {
+                    effects.bits |= Self::ADVISORY_LOCK;
+                }
+                _ => {}
+            }
+            before = word;
+        }
+        effects
+    }
+
+    pub(crate) fn has(self, effect: u8) -> bool {
+        self.bits & effect != 0
+    }
+}
+
+impl BitOrAssign for Effects {
+    fn bitor_assign(&mut self, other: Self) {
+        self.bits |= other.bits;
+        self.local_sets = self.local_sets.saturating_add(other.local_sets);
+    }
+}
+
+fn starts_with(word: &str, start: &str) -> bool {
+    word.get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn session_changes_are_seen_and_transaction_local_ones_are_not() {
+        for sql in ["select PG_Advisory_Lock(1)", "SELECT pg_try_advisory_lock_shared(1, 2)"] {
+            assert!(Effects::of(sql).has(Effects::ADVISORY_LOCK), "{sql}");
+        }
+        assert!(!Effects::of("select pg_advisory_xact_lock(1)").has(Effects::ADVISORY_LOCK));
+        assert!(Effects::of("select * into TEMP x from y").has(Effects::TEMPORARY));
+        assert!(!Effects::of("select temperature, temp from pg_temp.y").has(Effects::TEMPORARY));
+        assert_eq!(Effects::of("SET LOCAL a = 1; set  transaction read only; SET b = 2").local_sets, 2);
+        assert!(Effects::of("rollback and chain").has(Effects::CHAIN));
+    }
+}

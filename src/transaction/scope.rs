@@ -1,0 +1,423 @@
+//! A connection with a scope around it: every statement passes through here.
+//!
+//! The first statement of a transaction carries BEGIN in its flight. When that flight meets a dead connection it is
+//! sent again on another one: nothing was answered, so nothing was changed, and the body does not notice.
+//!
+//! BEGIN with the first statement is safe because sessions are read-only by default: should BEGIN itself fail (an
+//! administrator's cancel can hit it), the statement behind it runs outside a transaction, where the server refuses
+//! every write; and its result is never handed out.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
+
+use diesel::QueryResult;
+use diesel::result::Error as Diesel;
+use futures_util::FutureExt;
+use futures_util::future::join;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::savepoint::Nest;
+use crate::config::CommitResolution;
+use crate::error::{
+    AbortReason, Annotation, CommitOutcome, Error, annotate, connection_lost, is_server_gone, is_stale_plan, refusal,
+};
+use crate::pool::{Lease, ScopeName, Session, add};
+use crate::statement::{Kind, Text};
+use crate::wire::{Status, XID_COLUMN};
+
+/// What a scope is for.
+#[derive(Debug)]
+pub(crate) enum Mode {
+    /// Reads, each in a transaction of its own.
+    Read,
+    /// One transaction.
+    Transaction {
+        /// The message that opens it: BEGIN and what rides with it.
+        begin: Cow<'static, str>,
+        /// How many `SET` tags that message causes.
+        sets: u32,
+        read_only: bool,
+    },
+}
+
+/// What became of a transaction that `commit_with` took away from its body.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    Committed,
+    RolledBack {
+        /// What another attempt may mend.
+        mendable: Option<String>,
+    },
+    /// COMMIT was sent and its outcome is not known, or not known here.
+    Unknown,
+}
+
+/// What runs when the transaction is committed.
+pub(crate) type Hook = Box<dyn FnOnce(&super::Committed) + Send>;
+
+/// A text that was sent, and when.
+pub(crate) type Sent = (std::time::Instant, Arc<Text>);
+
+/// How much of a transaction is remembered for the log of slow ones.
+const REMEMBERED: usize = 32;
+
+pub(crate) struct Scope {
+    /// Gone when the transaction was ended by `commit_with`.
+    pub(super) lease: Option<Lease>,
+    pub(super) mode: Mode,
+    pub(super) nest: Nest,
+    pub(super) hooks: Mutex<Vec<Hook>>,
+    pub(super) keep_statements: AtomicBool,
+    /// Something that may have written was sent.
+    pub(super) wrote: AtomicBool,
+    pub(super) statements: Mutex<Vec<Sent>>,
+    name: ScopeName,
+    /// BEGIN was sent on this slot, counted from one.
+    begun_on: AtomicU8,
+    /// A statement was answered: the first flight is over.
+    answered: AtomicBool,
+    /// How often the transaction's id was asked for on the connection in use.
+    asked_for_xid: AtomicU32,
+    doomed: Mutex<Option<AbortReason>>,
+    replacing: tokio::sync::Mutex<()>,
+    until: Option<Instant>,
+    /// Of interest when the lease is gone.
+    pub(super) after: After,
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope").field("name", &self.name).field("mode", &self.mode).finish_non_exhaustive()
+    }
+}
+
+/// A statement that failed.
+struct Failed {
+    error: Diesel,
+    in_begin: bool,
+}
+
+impl Scope {
+    pub(crate) fn new(lease: Lease, mode: Mode, until: Option<Instant>) -> Box<Self> {
+        let name = lease.holder.scope;
+        let mut scope = Self::ended(name);
+        (scope.lease, scope.mode, scope.until) = (Some(lease), mode, until);
+        scope
+    }
+
+    /// Boxed, since it is handed on from part to part.
+    /// A scope whose transaction was taken away from it.
+    pub(super) fn ended(name: ScopeName) -> Box<Self> {
+        Box::new(Self {
+            name,
+            lease: None,
+            mode: Mode::Read,
+            nest: Nest::default(),
+            hooks: Mutex::default(),
+            keep_statements: AtomicBool::new(true),
+            wrote: AtomicBool::new(false),
+            statements: Mutex::default(),
+            begun_on: AtomicU8::new(0),
+            answered: AtomicBool::new(false),
+            asked_for_xid: AtomicU32::new(0),
+            doomed: Mutex::new(None),
+            replacing: tokio::sync::Mutex::new(()),
+            until: None,
+            after: After::Unknown,
+        })
+    }
+
+    pub(crate) fn name(&self) -> ScopeName {
+        self.name
+    }
+
+    /// The lease, unless the transaction is over or can only be rolled back.
+    pub(super) fn usable(&self) -> QueryResult<&Lease> {
+        let Some(lease) = &self.lease else { return Err(refusal(self.over())) };
+        match &*self.doomed.lock() {
+            None => Ok(lease),
+            Some(reason) => Err(refusal(Error::Aborted { scope: self.name.to_string(), reason: reason.clone() })),
+        }
+    }
+
+    pub(super) fn over(&self) -> Error {
+        let (reason, outcome) = match self.after {
+            After::Committed => ("commit_with has committed it", CommitOutcome::Committed),
+            After::RolledBack { .. } => ("commit_with failed and it was rolled back", CommitOutcome::NotCommitted),
+            After::Unknown => ("commit_with has sent COMMIT", CommitOutcome::Unknown),
+        };
+        Error::Over { scope: self.name.to_string(), reason: reason.into(), outcome }
+    }
+
+    /// From here on the transaction can only be rolled back.
+    pub(super) fn doom(&self, reason: AbortReason) {
+        self.doomed.lock().get_or_insert(reason);
+    }
+
+    pub(super) fn doomed(&self) -> Option<AbortReason> {
+        self.doomed.lock().clone()
+    }
+
+    /// BEGIN was sent.
+    pub(super) fn is_begun(&self) -> bool {
+        self.begun_on.load(SeqCst) != 0
+    }
+
+    /// What is said of a transaction that took too long.
+    pub(super) fn remember(&self, lease: &Lease, text: &Arc<Text>) {
+        if lease.pool.config.slow_threshold.is_some() {
+            let mut statements = self.statements.lock();
+            if statements.len() < REMEMBERED {
+                statements.push((std::time::Instant::now(), Arc::clone(text)));
+            }
+        }
+    }
+
+    /// Runs one statement of the scope. `send` makes its future on the session that it is given, `None` when it cannot
+    /// be sent a second time. `at_once`: its first poll puts the whole of it on the way.
+    pub(super) async fn run<'s, R, F>(
+        &'s self,
+        text: &Arc<Text>,
+        at_once: impl Fn(&Session) -> bool,
+        mut send: impl FnMut(&'s Lease, &'s Session) -> Option<F>,
+    ) -> QueryResult<R>
+    where
+        F: Future<Output = QueryResult<R>>,
+    {
+        let lease = self.usable()?;
+        if self.nest.is_unsettled() {
+            Box::pin(self.settle_nested(lease)).await?;
+        }
+        lease.note(text.effects);
+        self.remember(lease, text);
+        if text.kind != Kind::Select {
+            self.wrote.store(true, SeqCst);
+        }
+        let mut prepared_anew = false;
+        loop {
+            let slot = lease.slot();
+            let session = lease.session_in(slot);
+            let Some(statement) = send(lease, session) else { return Err(self.lost(session)) };
+            let ask = self.asks_for_xid(lease, text).then(|| Ask::behind(at_once(session)));
+            // Counted before the first poll and after the last: a future dropped in between leaves them different.
+            lease.holder.started.fetch_add(1, SeqCst);
+            let statement = followed_by(statement, ask, session);
+            let result = match self.begins_on(slot) {
+                Some(begin) => self.first_flight(lease, session, begin, statement).await,
+                None => statement.await.map_err(|error| Failed { error, in_begin: false }),
+            };
+            lease.holder.ended.fetch_add(1, SeqCst);
+            match result {
+                Ok(answer) => {
+                    self.answered.store(true, SeqCst);
+                    return Ok(answer);
+                }
+                Err(failed) if self.may_send_again(lease, slot, &failed) => {
+                    if Box::pin(self.replace(lease, slot)).await.is_err() {
+                        return Err(self.explain(session, failed.error));
+                    }
+                }
+                Err(failed) => {
+                    let error = self.explain(session, failed.error);
+                    if is_stale_plan(&error) {
+                        // Kept statements are not used from now on, so the same text is prepared anew.
+                        session.kept.distrust();
+                        if matches!(self.mode, Mode::Read) && !std::mem::replace(&mut prepared_anew, true) {
+                            continue;
+                        }
+                    }
+                    if failed.in_begin {
+                        self.doom(AbortReason::NotBegun { message: error.to_string() });
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Sends BEGIN alone, for what must not ride with it.
+    pub(super) async fn ensure_begun(&self) -> QueryResult<()> {
+        if matches!(self.mode, Mode::Read) || self.is_begun() {
+            return self.usable().map(drop);
+        }
+        let nothing = Arc::new(Text::new(String::new()));
+        self.run(&nothing, |_| true, |_, session| Some(session.batch(""))).await
+    }
+
+    /// The message that opens the transaction, if the statement about to be polled is the one to carry it. Decided at
+    /// the first poll of its flight: whoever is polled first is also first on the wire.
+    pub(super) fn begins_on(&self, slot: usize) -> Option<&str> {
+        let Mode::Transaction { begin, .. } = &self.mode else { return None };
+        let mark = u8::try_from(slot + 1).unwrap_or(u8::MAX);
+        self.begun_on.compare_exchange(0, mark, SeqCst, SeqCst).is_ok().then_some(begin)
+    }
+
+    pub(super) fn note_begin(&self, lease: &Lease) {
+        if let Mode::Transaction { sets, .. } = self.mode {
+            lease.note_own_sets(sets);
+        }
+    }
+
+    async fn first_flight<R>(
+        &self,
+        lease: &Lease,
+        session: &Session,
+        begin: &str,
+        statement: impl Future<Output = QueryResult<R>>,
+    ) -> Result<R, Failed> {
+        self.note_begin(lease);
+        // `join` polls from left to right, and each is put on the way by its first poll.
+        let (opened, answer) = join(session.batch(begin), statement).await;
+        opened.map_err(|error| Failed { error, in_begin: true })?;
+        answer.map_err(|error| Failed { error, in_begin: false })
+    }
+
+    /// Nothing of this flight was answered, because the connection had died or cannot write any more.
+    fn may_send_again(&self, lease: &Lease, slot: usize, failed: &Failed) -> bool {
+        if self.answered.load(SeqCst) || !lease.may_replace() && lease.slot() == slot {
+            return false;
+        }
+        let session = lease.session_in(slot);
+        let demoted = failed.in_begin && session.wire.first_error().is_some_and(|error| error.sqlstate == *b"25006");
+        let lost = connection_lost(&failed.error) || session.is_dead();
+        demoted || lost && session.wire.tags().begins == 0
+    }
+
+    /// Puts another connection in place of the one in `slot`; one of several statements of a flight does it for all.
+    async fn replace(&self, lease: &Lease, slot: usize) -> Result<(), ()> {
+        let _turn = self.replacing.lock().await;
+        if lease.slot() != slot {
+            return Ok(());
+        }
+        let session = lease.session_in(slot);
+        let gone = session.wire.fatal().or_else(|| session.wire.first_error());
+        // The second dead one in a row is no accident either.
+        if slot > 0 || gone.is_some_and(|report| is_server_gone(report.sqlstate)) {
+            lease.pool.outdate(session);
+        }
+        let patience = Instant::now() + lease.pool.config.checkout_timeout;
+        let until = self.until.map_or(patience, |until| until.min(patience));
+        tracing::debug!(scope = %self.name, was = ?session.last_words(), "first flight met a dead connection; sent again");
+        lease.pool.replace_in(lease, until).await.map_err(|error| {
+            tracing::debug!(scope = %self.name, %error, "no other connection to send it on");
+        })?;
+        self.begun_on.store(0, SeqCst);
+        self.asked_for_xid.store(0, SeqCst);
+        Ok(())
+    }
+
+    /// Whether the transaction id is to be asked for behind the statement that is being sent: until one is told, since a
+    /// write that changed no row has none.
+    pub(super) fn asks_for_xid(&self, lease: &Lease, text: &Text) -> bool {
+        let asks = matches!(self.mode, Mode::Transaction { read_only: false, .. })
+            && text.kind != Kind::Select
+            && !text.sql.is_empty()
+            && lease.pool.config.commit_resolution == CommitResolution::On
+            && lease.session().wire.xid().is_none();
+        if asks {
+            self.asked_for_xid.fetch_add(1, SeqCst);
+        }
+        asks
+    }
+
+    /// The id was asked for, so it is worth waiting for.
+    pub(super) fn expects_xid(&self) -> bool {
+        self.asked_for_xid.load(SeqCst) > 0
+    }
+
+    /// Sees to it that what was asked for is known before COMMIT: a lost reply could not be resolved otherwise. Its
+    /// answer comes right behind that of the statement.
+    pub(super) async fn await_xid(&self, session: &Session) {
+        let lost = session.ending.over();
+        let told = async {
+            session.wire.quiet().await;
+            // A question that the wire has not seen yet, because it is still queued in the client: asked once more, in
+            // line behind it. In a failed transaction none is answered, and none is needed.
+            let unseen = session.wire.xid_answers() < self.asked_for_xid.load(SeqCst);
+            if session.wire.xid().is_none() && unseen && session.wire.status() == Status::Open {
+                let _ = session.batch(Ask::Assigned.text()).await;
+            }
+        };
+        tokio::select! {
+            () = told => {}
+            () = lost => {}
+        }
+    }
+
+    /// Adds what diesel left out of a server's error.
+    pub(super) fn explain(&self, session: &Session, error: Diesel) -> Diesel {
+        let Diesel::DatabaseError(kind, information) = &error else { return error };
+        let write_refused =
+            matches!(self.mode, Mode::Read) && matches!(kind, diesel::result::DatabaseErrorKind::ReadOnlyTransaction);
+        let note = Annotation {
+            sqlstate: session.wire.sqlstate_of(information.message()),
+            last_words: session.last_words(),
+            hint: write_refused.then_some(WRITE_HINT),
+        };
+        annotate(error, &note)
+    }
+
+    /// The connection is gone, in the words of whoever ended it.
+    pub(super) fn lost(&self, session: &Session) -> Diesel {
+        let words = session.last_words().unwrap_or_else(|| "connection closed".to_owned());
+        let error = Diesel::DatabaseError(diesel::result::DatabaseErrorKind::UnableToSendCommand, Box::new(words));
+        self.explain(session, error)
+    }
+}
+
+impl Drop for Scope {
+    /// Counts a transaction that its lease is about to roll back by itself.
+    fn drop(&mut self) {
+        if let Some(lease) = &self.lease
+            && self.is_begun()
+        {
+            add(&lease.pool.counters.rollbacks);
+        }
+    }
+}
+
+const WRITE_HINT: &str = "with_connection is for reads; open a transaction with Database::with_transaction to write";
+
+/// How the transaction's id is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ask {
+    /// Behind a write: it has one if it changed a row.
+    Assigned,
+    /// Behind what is only being prepared, and executed later: it is given one. Asked later, the answer would come after
+    /// COMMIT was sent.
+    Assign,
+}
+
+impl Ask {
+    /// `executed`: the first poll of the statement before it puts the whole of that on the way.
+    fn behind(executed: bool) -> Self {
+        if executed { Self::Assigned } else { Self::Assign }
+    }
+
+    fn text(self) -> &'static str {
+        const { assert!(matches!(XID_COLUMN.as_bytes(), b"t2m_xid")) };
+        match self {
+            Self::Assigned => "SELECT pg_current_xact_id_if_assigned() AS t2m_xid",
+            Self::Assign => "SELECT pg_current_xact_id() AS t2m_xid",
+        }
+    }
+}
+
+/// Polls `statement`, and right after its first poll puts the question for the transaction id behind it. The answer is
+/// not waited for: the wire reads it as it passes.
+pub(super) async fn followed_by<R>(statement: impl Future<Output = R>, mut ask: Option<Ask>, session: &Session) -> R {
+    let mut statement = pin!(statement);
+    poll_fn(|cx| {
+        let polled = statement.as_mut().poll(cx);
+        if let Some(ask) = ask.take() {
+            let _ = session.batch(ask.text()).now_or_never();
+        }
+        polled
+    })
+    .await
+}

@@ -1,0 +1,211 @@
+//! The cut-point sweep: every kind of body is dropped after its first poll, after its second, and so on until it
+//! completes; once right after the poll, once when it would have been polled again. At every cut the truth must hold.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use futures_util::FutureExt;
+use t2m_db::testing::{Moment, PollLimit, Polled, Proxy};
+use t2m_db::{Config, Database, Error};
+use tokio::time::timeout;
+
+use crate::support::{LONG, Setup, batch, note, notes, table};
+
+/// What the scope does, and what it stores if it is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    TwoStatements,
+    LongStatement,
+    LockWait,
+    Nested,
+    NestedTwice,
+    CancelledInner,
+    Pipelined,
+    Panic,
+    Failure,
+    CommitWith,
+    AfterCommit,
+    Autocommit,
+}
+
+impl Kind {
+    const ALL: [Self; 14] = [
+        Self::Read,
+        Self::Write,
+        Self::TwoStatements,
+        Self::LongStatement,
+        Self::LockWait,
+        Self::Nested,
+        Self::NestedTwice,
+        Self::CancelledInner,
+        Self::Pipelined,
+        Self::Panic,
+        Self::Failure,
+        Self::CommitWith,
+        Self::AfterCommit,
+        Self::Autocommit,
+    ];
+
+    fn stores(self) -> &'static [&'static str] {
+        match self {
+            Self::Read | Self::LockWait | Self::Panic | Self::Failure | Self::Autocommit => &[],
+            Self::Write | Self::LongStatement | Self::AfterCommit => &["a"],
+            Self::TwoStatements | Self::CancelledInner | Self::Pipelined | Self::CommitWith | Self::Nested => {
+                &["a", "b"]
+            }
+            Self::NestedTwice => &["a", "b", "c"],
+        }
+    }
+}
+
+async fn scope(db: &Database, kind: Kind, hooks: Arc<AtomicU32>) -> Result<(), Error> {
+    let insert = |text: &'static str| diesel::insert_into(notes::table).values(notes::text.eq(text));
+    if kind == Kind::Autocommit {
+        return db
+            .with_connection(async |conn| {
+                notes::table.count().get_result::<i64>(conn).await?;
+                conn.batch_execute("SELECT pg_sleep(0.02)").await?;
+                Ok(())
+            })
+            .await;
+    }
+    db.with_transaction(async |tx| {
+        match kind {
+            Kind::Read => drop(notes::table.select(notes::text).load::<String>(tx).await?),
+            Kind::Write => drop(note(tx, "a").await?),
+            Kind::TwoStatements => {
+                note(tx, "a").await?;
+                diesel::update(notes::table).set(notes::seen.eq(notes::seen + 1)).execute(tx).await?;
+                note(tx, "b").await?;
+            }
+            Kind::LongStatement => {
+                note(tx, "a").await?;
+                batch(tx, "SELECT pg_sleep(0.05)").await?;
+            }
+            Kind::LockWait => {
+                note(tx, "a").await?;
+                batch(tx, "SET LOCAL lock_timeout = '30ms'; LOCK TABLE locked").await?;
+            }
+            Kind::Nested => {
+                note(tx, "a").await?;
+                tx.savepoint(async |tx| note(tx, "b").await).await?;
+            }
+            Kind::NestedTwice => {
+                note(tx, "a").await?;
+                tx.savepoint(async |tx| {
+                    note(tx, "b").await?;
+                    tx.savepoint(async |tx| note(tx, "c").await).await
+                })
+                .await?;
+            }
+            Kind::CancelledInner => {
+                note(tx, "a").await?;
+                let inner = tx.savepoint(async |tx| {
+                    note(tx, "undone").await?;
+                    batch(tx, "SELECT pg_sleep(30)").await
+                });
+                assert!(timeout(Duration::from_millis(15), inner).await.is_err());
+                note(tx, "b").await?;
+            }
+            Kind::Pipelined => {
+                let tx = &*tx;
+                let (a, b) = (insert("a").execute(&mut &*tx), insert("b").execute(&mut &*tx));
+                futures_util::try_join!(a, b).map_err(Error::from).map(drop)?;
+            }
+            Kind::Panic => {
+                note(tx, "a").await?;
+                panic!("on purpose");
+            }
+            Kind::Failure => {
+                note(tx, "a").await?;
+                return Err(Error::NotFound { entity: "proof" });
+            }
+            Kind::CommitWith => {
+                note(tx, "a").await?;
+                tx.commit_with(insert("b")).await?;
+            }
+            Kind::AfterCommit => {
+                tx.after_commit(move |_| {
+                    hooks.fetch_add(1, SeqCst);
+                });
+                note(tx, "a").await?;
+            }
+            Kind::Autocommit => unreachable!(),
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// One cut. Returns whether the scope came to its end before it.
+async fn cut(setup: &Setup, proxy: &Proxy, kind: Kind, polls: usize, moment: Moment) -> bool {
+    let what = format!("{kind:?}, {polls} polls, {moment:?}");
+    setup.client.batch_execute("TRUNCATE notes RESTART IDENTITY").await.unwrap();
+    let pids = setup.pids().await;
+    proxy.reset_counts();
+    let hooks = Arc::new(AtomicU32::new(0));
+    let run = AssertUnwindSafe(scope(&setup.db, kind, Arc::clone(&hooks))).catch_unwind();
+    let ended = timeout(LONG, PollLimit::new(run, polls, moment)).await.unwrap_or_else(|_| panic!("{what} hangs"));
+    setup.all_back().await;
+
+    let committed = proxy.statements().iter().any(|message| &*message.text == "COMMIT");
+    let expected: &[&str] = if committed { kind.stores() } else { &[] };
+    assert_eq!(setup.stored().await, expected, "{what}: committed exactly if COMMIT was sent");
+    let ran = u32::from(committed && kind == Kind::AfterCommit);
+    assert_eq!(AtomicU32::load(&hooks, SeqCst), ran, "{what}: hooks run after a real commit, once");
+    if let Polled::Completed { output, .. } = &ended {
+        match output {
+            Ok(Ok(())) => assert!(committed || kind == Kind::Autocommit, "{what}: no false Ok"),
+            Ok(Err(_)) => assert!(!committed && matches!(kind, Kind::Failure | Kind::LockWait), "{what}: {output:?}"),
+            Err(_) => assert!(kind == Kind::Panic, "{what}: {output:?}"),
+        }
+    }
+    let stats = setup.db.stats();
+    assert_eq!((stats.checked_out, stats.discarded, stats.opened), (0, 0, 1), "{what}: {stats:#?}");
+    assert_eq!(setup.pids().await, pids, "{what}: the same server process is back");
+    assert_eq!(setup.states().await, ["idle"], "{what}");
+    // A dirty hand-out would show here: the next borrower reads in no transaction, and writes its own.
+    let count = setup.db.with_connection(async |conn| Ok::<i64, Error>(notes::table.count().get_result(conn).await?));
+    let count = timeout(LONG, count).await.unwrap().unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert_eq!(count, i64::try_from(expected.len()).unwrap(), "{what}");
+    matches!(ended, Polled::Completed { .. })
+}
+
+async fn sweep(kinds: &[Kind]) {
+    let (database, client) = table().await;
+    let lock = database.client().await.unwrap();
+    client.batch_execute("CREATE TABLE locked ()").await.unwrap();
+    lock.batch_execute("BEGIN; LOCK TABLE locked").await.unwrap();
+    let proxy = Proxy::start_unix(&database.url()).await.unwrap();
+    let config = Config::from_url(&proxy.url()).unwrap().min_idle(0).max_size(1).health_interval(None);
+    let setup = Setup { db: Database::connect(config).await.unwrap(), client, database };
+    for kind in kinds {
+        for moment in [Moment::AtOnce, Moment::OnWake] {
+            // Twice before: statements that vary are kept prepared when they return.
+            for _ in 0..3 {
+                assert!(cut(&setup, &proxy, *kind, usize::MAX, moment).await);
+            }
+            let mut polls = 1;
+            while !cut(&setup, &proxy, *kind, polls, moment).await {
+                polls += 1;
+            }
+            assert!(polls > 1, "{kind:?} was never cut");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_cut_of_every_body_on_one_thread() {
+    sweep(&Kind::ALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_cut_of_every_body_on_several_threads() {
+    sweep(&Kind::ALL).await;
+}
