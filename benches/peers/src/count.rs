@@ -12,7 +12,8 @@ const FEW: u64 = 200;
 const MANY: u64 = 1200;
 const WARM: u64 = 20;
 
-pub const COUNTED: [&str; 6] = ["tokio-postgres", "tokio-postgres+deadpool", "diesel+bb8", "diesel+deadpool", "t2m-db", "t2m-db commit_with"];
+const COUNTED: [&str; 6] =
+    ["tokio-postgres", "tokio-postgres+deadpool", "diesel+bb8", "diesel+deadpool", "t2m-db", "t2m-db commit_with"];
 
 /// Exactly `units` of them on one connection, and a few before to warm it up.
 pub fn run<P: Peer>(url: &str, work: Work, units: u64) -> Result<()> {
@@ -27,12 +28,15 @@ pub fn run<P: Peer>(url: &str, work: Work, units: u64) -> Result<()> {
     })
 }
 
-/// Prints both tables; `url` is that of a seeded database.
-pub fn tables(url: &str) -> Result<String> {
+/// Both tables, of these peers or of all; `url` is that of a seeded database.
+pub fn tables(url: &str, only: &[&str]) -> Result<String> {
+    let peers = if only.is_empty() { &COUNTED } else { only };
     let mut out = String::new();
-    for (title, measure) in [("Instructions", instructions as fn(&str, Work, &str, u64) -> Result<u64>), ("System calls", syscalls)] {
+    for (title, measure) in
+        [("Instructions", instructions as fn(&str, Work, &str, u64) -> Result<u64>), ("System calls", syscalls)]
+    {
         out += &format!("\n{title} of the client for one unit of work\n\n| peer | W1 | W2 | W3 |\n|---|---|---|---|\n");
-        for peer in COUNTED {
+        for peer in peers {
             out += &format!("| {peer} |");
             for work in [Work::W1, Work::W2, Work::W3] {
                 let more = measure(url, work, peer, MANY)? as f64 - measure(url, work, peer, FEW)? as f64;
@@ -66,7 +70,8 @@ fn syscalls(url: &str, work: Work, peer: &str, units: u64) -> Result<u64> {
 
 fn under(mut tool: Command, url: &str, work: Work, peer: &str, units: u64) -> Result<String> {
     let run = tool.arg(env::current_exe()?).arg("--count").arg(format!("{work:?}")).arg(peer).arg(units.to_string());
-    let output = run.env("DATABASE_URL", url).stdout(Stdio::null()).output().map_err(|error| format!("{tool:?}: {error}"))?;
+    let output =
+        run.env("DATABASE_URL", url).stdout(Stdio::null()).output().map_err(|error| format!("{tool:?}: {error}"))?;
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
         return Err(format!("{tool:?}: {told}").into());

@@ -1,18 +1,29 @@
-//! See `benches/README.md`.
+//! The same five workloads on t2m-db and on what else there is; see `benches/README.md`.
 
 mod count;
+mod drive;
 mod peer;
 mod peers;
+mod plot;
+mod report;
+mod rounds;
 
-use std::env;
+use std::fs;
 use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, thread};
 
 use t2m_db::testing::Server;
+use tokio::runtime::Runtime;
 
 use crate::peer::{Result, SEED};
+use crate::report::Report;
+use crate::rounds::{Bench, Effort, FULL, PEERS, QUICK, SMOKE};
 
 const USAGE: &str = "cargo run --release -- ...
-    --count-all                       instructions and system calls, as tables
+    [--quick | --smoke]               all measurements: benches/RESULTS.md, benches/plots, the numbers in README.md
+    --count-all [<peer>]              instructions and system calls, as tables
     --count <work> <peer> <units>     exactly so many units, in the database DATABASE_URL
     --server                          a seeded server for that, until stdin ends";
 
@@ -26,6 +37,10 @@ macro_rules! with_peer {
             "diesel+deadpool" => $module::$function::<peers::Deadpool>($($argument),*),
             "tokio-postgres+deadpool" => $module::$function::<peers::TokioPostgres>($($argument),*),
             "tokio-postgres" => $module::$function::<peers::Bare>($($argument),*),
+            #[cfg(feature = "orms")]
+            "sqlx" => $module::$function::<peers::Sqlx>($($argument),*),
+            #[cfg(feature = "orms")]
+            "sea-orm" => $module::$function::<peers::SeaOrm>($($argument),*),
             other => Err(format!("no peer {other}").into()),
         }
     };
@@ -35,16 +50,22 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
+        [] => compare(FULL),
+        ["--quick"] => compare(QUICK),
+        ["--smoke"] => compare(SMOKE),
+        ["--serve", "pgbench prepared", url] => peers::pgbench(url, false),
+        ["--serve", "pgbench pipeline", url] => peers::pgbench(url, true),
+        ["--serve", peer, url] => with_peer!(peer, drive::serve, url),
         ["--count", work, peer, units] => {
             let url = env::var("DATABASE_URL").map_err(|_| "DATABASE_URL: the url that --server prints")?;
             with_peer!(peer, count::run, &url, work.parse()?, units.parse()?)
         }
-        ["--count-all"] => {
-            let (_server, url) = server()?;
-            Ok(println!("{}", count::tables(&url)?))
+        ["--count-all", ref only @ ..] => {
+            let (_runtime, _server, url) = server()?;
+            Ok(println!("{}", count::tables(&url, only)?))
         }
         ["--server"] => {
-            let (_server, url) = server()?;
+            let (_runtime, _server, url) = server()?;
             println!("{url}");
             std::io::stdin().read_to_end(&mut Vec::new())?;
             Ok(())
@@ -53,14 +74,71 @@ fn main() -> Result<()> {
     }
 }
 
+fn compare(effort: Effort) -> Result<()> {
+    let home = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let has_python = virtual_environment(&home);
+    let mut peers = PEERS.to_vec();
+    peers.retain(|peer| match *peer {
+        "sqlalchemy" => has_python,
+        "sqlx" | "sea-orm" => cfg!(feature = "orms"),
+        _ => true,
+    });
+    let setting = setting(&home);
+    let (runtime, server, url) = server()?;
+    let client = runtime.block_on(server.client("postgres"))?;
+    let bench = Bench { runtime, server, url, client, effort, home, peers };
+    let cells = bench.run()?;
+    println!("{}", Report { cells: &cells, bench: &bench, setting: &setting }.write()?);
+    Ok(())
+}
+
 /// A private server, seeded, and the URL of its database over TCP.
 ///
 /// It does not wait for the disk (`fsync` off, in memory if there is room) and does not vacuum meanwhile: the client is measured.
-fn server() -> Result<(Server, String)> {
-    tokio::runtime::Runtime::new()?.block_on(async {
+fn server() -> Result<(Runtime, Server, String)> {
+    let runtime = Runtime::new()?;
+    let (server, url) = runtime.block_on(async {
         let server = Server::builder().tcp().setting("autovacuum", "off").start().await?;
         server.client("postgres").await?.batch_execute(SEED).await?;
         let url = server.tcp_url("postgres")?;
-        Ok((server, url))
-    })
+        Result::<_>::Ok((server, url))
+    })?;
+    Ok((runtime, server, url))
+}
+
+/// Makes `.venv` with what `sqlalchemy_peer.py` needs; without it that peer is left out.
+fn virtual_environment(home: &Path) -> bool {
+    let (venv, requirements) = (home.join(".venv"), home.join("requirements.txt"));
+    let pip = venv.join("bin/pip");
+    let run = |program: &Path, arguments: &[&str], path: &Path| {
+        Command::new(program).args(arguments).arg(path).status().is_ok_and(|status| status.success())
+    };
+    let made = (pip.exists() || run(Path::new("python3"), &["-m", "venv"], &venv))
+        && run(&pip, &["install", "--quiet", "--requirement"], &requirements);
+    if !made {
+        eprintln!("no Python with SQLAlchemy and asyncpg: that peer is left out");
+    }
+    made
+}
+
+/// What the numbers depend on.
+fn setting(home: &Path) -> String {
+    let told = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).current_dir(home).output().ok();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().replace('\n', ", ")).unwrap_or_default()
+    };
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    format!(
+        "- Machine: {cores} cores of {}, Linux {}\n- {}; {}; {}\n- t2m-db {}, {}\n- Python: {}\n",
+        cpu.trim_start_matches([' ', '\t', ':']),
+        told("uname", &["-r"]),
+        told("pgbench", &["--version"]),
+        told("rustc", &["--version"]),
+        "server private, `fsync` and autovacuum off, TCP on loopback",
+        told("git", &["describe", "--always", "--dirty"]),
+        told("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
+        told(".venv/bin/pip", &["freeze"]),
+    )
 }
