@@ -12,8 +12,12 @@ const FEW: u64 = 200;
 const MANY: u64 = 1200;
 const WARM: u64 = 20;
 
+const WORKS: [Work; 3] = [Work::W1, Work::W2, Work::W3];
+
 const COUNTED: [&str; 6] =
     ["tokio-postgres", "tokio-postgres+deadpool", "diesel+bb8", "diesel+deadpool", "t2m-db", "t2m-db commit_with"];
+
+type Measure = fn(&str, Work, &str, u64) -> Result<u64>;
 
 /// Exactly `units` of them on one connection, and a few before to warm it up.
 pub fn run<P: Peer>(url: &str, work: Work, units: u64) -> Result<()> {
@@ -31,17 +35,22 @@ pub fn run<P: Peer>(url: &str, work: Work, units: u64) -> Result<()> {
 /// Both tables, of these peers or of all; `url` is that of a seeded database.
 pub fn tables(url: &str, only: &[&str]) -> Result<String> {
     let peers = if only.is_empty() { &COUNTED } else { only };
-    let mut out = String::new();
-    for (title, measure) in
-        [("Instructions", instructions as fn(&str, Work, &str, u64) -> Result<u64>), ("System calls", syscalls)]
-    {
-        out += &format!("\n{title} of the client for one unit of work\n\n| peer | W1 | W2 | W3 |\n|---|---|---|---|\n");
+    let measures: [(&str, Measure); 2] = [("Instructions", instructions), ("System calls", syscalls)];
+    let mut out = String::from("# Counts\n\nWritten by `cargo run --release -- --count-all` in `benches/peers`.\n");
+    for (title, measure) in measures {
+        out += &format!("\n## {title} of the client for one unit of work\n\nIn brackets: times the first row.\n\n");
+        out += "| peer | W1 | W2 | W3 |\n|---|---|---|---|\n";
+        let mut first = [None; WORKS.len()];
         for peer in peers {
             out += &format!("| {peer} |");
-            for work in [Work::W1, Work::W2, Work::W3] {
+            for (work, first) in WORKS.into_iter().zip(&mut first) {
                 let more = measure(url, work, peer, MANY)? as f64 - measure(url, work, peer, FEW)? as f64;
                 let each = more / (MANY - FEW) as f64;
-                out += &if each < 1000.0 { format!(" {each:.1} |") } else { format!(" {:.1}k |", each / 1000.0) };
+                let times = each / *first.get_or_insert(each);
+                out += &match each {
+                    each if each < 1000.0 => format!(" {each:.1} ({times:.2}) |"),
+                    each => format!(" {:.1}k ({times:.2}) |", each / 1000.0),
+                };
             }
             out += "\n";
         }

@@ -23,9 +23,12 @@ use crate::rounds::{Bench, Effort, FULL, PEERS, QUICK, SMOKE};
 
 const USAGE: &str = "cargo run --release -- ...
     [--quick | --smoke]               all measurements: benches/RESULTS.md, benches/plots, the numbers in README.md
-    --count-all [<peer>]              instructions and system calls, as tables
+    --count-all [<peer> ..]           instructions and system calls, as tables; all of them: benches/COUNTS.md
     --count <work> <peer> <units>     exactly so many units, in the database DATABASE_URL
     --server                          a seeded server for that, until stdin ends";
+
+/// Where `Cargo.toml` is.
+const HOME: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Calls a generic function for the peer of this name.
 macro_rules! with_peer {
@@ -62,7 +65,11 @@ fn main() -> Result<()> {
         }
         ["--count-all", ref only @ ..] => {
             let (_runtime, _server, url) = server()?;
-            Ok(println!("{}", count::tables(&url, only)?))
+            let tables = count::tables(&url, only)?;
+            if only.is_empty() {
+                fs::write(Path::new(HOME).join("../COUNTS.md"), &tables)?;
+            }
+            Ok(println!("{tables}"))
         }
         ["--server"] => {
             let (_runtime, _server, url) = server()?;
@@ -75,7 +82,7 @@ fn main() -> Result<()> {
 }
 
 fn compare(effort: Effort) -> Result<()> {
-    let home = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let home = PathBuf::from(HOME);
     let has_python = virtual_environment(&home);
     let mut peers = PEERS.to_vec();
     peers.retain(|peer| match *peer {
@@ -131,7 +138,7 @@ fn setting(home: &Path) -> String {
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let cores = thread::available_parallelism().map_or(0, usize::from);
     format!(
-        "- Machine: {cores} cores of {}, Linux {}\n- {}; {}; {}\n- t2m-db {}, {}\n- Python: {}\n",
+        "- Machine: {cores} cores of {}, Linux {}\n- {}; {}; {}\n- t2m-db {}, {}\n- Python: {}\n- Load before it began: {}\n",
         cpu.trim_start_matches([' ', '\t', ':']),
         told("uname", &["-r"]),
         told("pgbench", &["--version"]),
@@ -140,5 +147,6 @@ fn setting(home: &Path) -> String {
         told("git", &["describe", "--always", "--dirty"]),
         told("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
         told(".venv/bin/pip", &["freeze"]),
+        fs::read_to_string("/proc/loadavg").unwrap_or_default().trim(),
     )
 }

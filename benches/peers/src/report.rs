@@ -80,7 +80,7 @@ impl Report<'_> {
         out += "which is a read of a bare tokio-postgres client in the same rounds.\n\n";
         out += &self.trips();
         out += "\n## Checkout alone\n\nThe connection is held for one turn of the scheduler. Checkouts a second, and the longest wait.\n\n";
-        out += &table("peer", CHECKOUTS.map(|tasks| format!("{tasks} tasks")), |peer, n| {
+        out += &table("peer, tasks", CHECKOUTS.map(|tasks| tasks.to_string()), |peer, n| {
             let cell = self.cell(Place::Unpinned, Work::Checkout, CHECKOUTS[n])?;
             let longest = samples(cell, peer)?.iter().map(|sample| sample.longest).fold(0.0, f64::max);
             Some(format!("{}, {} ms", short(median_of(cell, peer, |s| s.per_second)?), digits(longest)))
@@ -179,8 +179,8 @@ impl Report<'_> {
         let at =
             |peer: &str, tasks| self.cell(Place::Unpinned, Work::Checkout, tasks).and_then(|cell| longest(cell, peer));
         let series = series(|peer| CHECKOUTS.iter().map(|tasks| at(peer, *tasks)).collect());
-        let groups = CHECKOUTS.map(|tasks| format!("{tasks} tasks")).to_vec();
-        let unit = format!("in ms; checkout alone, {POOL} connections, all cores");
+        let groups = CHECKOUTS.map(|tasks| tasks.to_string()).to_vec();
+        let unit = format!("in ms, by tasks; checkout alone, {POOL} connections, all cores");
         Plot { title: "Longest wait for a connection", unit: &unit, groups, series }.lines()
     }
 

@@ -61,7 +61,7 @@ pub struct Effort {
     pub time: Duration,
 }
 
-pub const QUICK: Effort = Effort { name: "--quick", rounds: 5, time: Duration::from_millis(250) };
+pub const QUICK: Effort = Effort { name: "--quick", rounds: 5, time: Duration::from_millis(200) };
 pub const FULL: Effort = Effort { name: "full", rounds: 9, time: Duration::from_secs(2) };
 /// Whether everything works, not how quickly.
 pub const SMOKE: Effort = Effort { name: "--smoke", rounds: 1, time: Duration::from_millis(10) };
@@ -134,6 +134,8 @@ impl Bench {
 
     fn cell(&self, peers: &mut [Running], place: Place, work: Work, tasks: u32) -> Result<Cell> {
         let began = Instant::now();
+        // Long enough for a wait to become long.
+        let time = if work == Work::Checkout { 3 * self.effort.time } else { self.effort.time };
         let mut samples: Vec<_> = peers.iter().map(|peer| (peer.name, Vec::new())).collect();
         for round in 0..self.effort.rounds {
             for turn in 0..peers.len() {
@@ -148,7 +150,7 @@ impl Bench {
                 }
                 // In the first round every connection has to see each statement; a pool may hand them out in turn.
                 let warm = if round == 0 { 3 * POOL } else { POOL };
-                samples[n].1.push(peers[n].measure(work, tasks, warm, self.effort.time)?);
+                samples[n].1.push(peers[n].measure(work, tasks, warm, time)?);
             }
         }
         samples.retain(|(_, samples)| !samples.is_empty());
