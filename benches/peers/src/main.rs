@@ -22,7 +22,8 @@ use crate::report::Report;
 use crate::rounds::{Bench, Effort, FULL, PEERS, QUICK, SMOKE};
 
 const USAGE: &str = "cargo run --release -- ...
-    [--quick | --smoke]               all measurements: benches/RESULTS.md, benches/plots, the numbers in README.md
+    [--quick]                         all measurements: benches/RESULTS.md, benches/plots, the numbers in README.md
+    --smoke                           all of them for a moment each, to see that they work; nothing is written
     --count-all [<peer> ..]           instructions and system calls, as tables; all of them: benches/COUNTS.md
     --count <work> <peer> <units>     exactly so many units, in the database DATABASE_URL
     --server                          a seeded server for that, until stdin ends";
@@ -95,8 +96,9 @@ fn compare(effort: Effort) -> Result<()> {
     let client = runtime.block_on(server.client("postgres"))?;
     let bench = Bench { runtime, server, url, client, effort, home, peers };
     let cells = bench.run()?;
-    println!("{}", Report { cells: &cells, bench: &bench, setting: &setting }.write()?);
-    Ok(())
+    let report = Report { cells: &cells, bench: &bench, setting: &setting };
+    println!("{}", report.results());
+    if effort.kept { report.write() } else { Ok(()) }
 }
 
 /// A private server, seeded, and the URL of its database over TCP.

@@ -47,11 +47,10 @@ pub struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Writes `RESULTS.md`, the plots and the numbers in the crate's README; returns the first.
-    pub fn write(&self) -> Result<String> {
+    /// Writes `RESULTS.md`, the plots and the numbers in the crate's README.
+    pub fn write(&self) -> Result<()> {
         let benches = self.bench.home.join("..");
-        let results = self.results();
-        fs::write(benches.join("RESULTS.md"), &results)?;
+        fs::write(benches.join("RESULTS.md"), self.results())?;
         fs::create_dir_all(benches.join("plots"))?;
         for (name, svg) in
             [("throughput", self.throughput()), ("distance", self.distance()), ("checkout", self.checkout())]
@@ -64,10 +63,10 @@ impl Report<'_> {
         if let (Some(from), Some(to)) = (readme.find(begin), readme.find(end)) {
             fs::write(path, format!("{}{}{}", &readme[..from + begin.len()], self.short(), &readme[to..]))?;
         }
-        Ok(results)
+        Ok(())
     }
 
-    fn results(&self) -> String {
+    pub fn results(&self) -> String {
         let effort = self.bench.effort;
         let mut out = format!(
             "# Results\n\nWritten by the command in [README.md](README.md): {}, {} rounds of {:?} for each peer.\n\n{}\n",

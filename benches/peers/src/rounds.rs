@@ -59,12 +59,14 @@ pub struct Effort {
     pub name: &'static str,
     pub rounds: usize,
     pub time: Duration,
+    /// Results, plots and README are written.
+    pub kept: bool,
 }
 
-pub const QUICK: Effort = Effort { name: "--quick", rounds: 5, time: Duration::from_millis(200) };
-pub const FULL: Effort = Effort { name: "full", rounds: 9, time: Duration::from_secs(2) };
+pub const QUICK: Effort = Effort { name: "--quick", rounds: 5, time: Duration::from_millis(200), kept: true };
+pub const FULL: Effort = Effort { name: "full", rounds: 9, time: Duration::from_secs(2), kept: true };
 /// Whether everything works, not how quickly.
-pub const SMOKE: Effort = Effort { name: "--smoke", rounds: 1, time: Duration::from_millis(10) };
+pub const SMOKE: Effort = Effort { name: "--smoke", rounds: 1, time: Duration::from_millis(10), kept: false };
 
 /// One measurement of every peer that takes part: a sample for each round, in the same order for all.
 #[derive(Debug)]
