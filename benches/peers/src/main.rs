@@ -70,7 +70,8 @@ fn main() -> Result<()> {
             if only.is_empty() {
                 fs::write(Path::new(HOME).join("../COUNTS.md"), &tables)?;
             }
-            Ok(println!("{tables}"))
+            println!("{tables}");
+            Ok(())
         }
         ["--server"] => {
             let (_runtime, _server, url) = server()?;

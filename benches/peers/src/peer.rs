@@ -77,6 +77,12 @@ pub trait Peer: Clone + Send + Sync + 'static {
     fn insert_many(&self, rows: &Batch) -> impl Future<Output = Result<()>> + Send;
 }
 
+/// How long a checkout is held: one turn of the scheduler.
+pub async fn turn() -> Result<()> {
+    tokio::task::yield_now().await;
+    Ok(())
+}
+
 /// The `n`-th unit of work.
 pub async fn unit<P: Peer>(peer: &P, work: Work, n: u64, batch: &Batch) -> Result<()> {
     let id = (n.wrapping_mul(7919) % (ITEMS as u64 - 20)) as i64 + 1;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use deadpool_postgres::{GenericClient, Manager, Pool};
 use tokio_postgres::{Client, NoTls, Row, Statement};
 
-use crate::peer::{Batch, Fault, Item, Peer, Result};
+use crate::peer::{Batch, Fault, Item, Peer, Result, turn};
 
 pub const ITEM: &str = "SELECT id, name, size FROM items WHERE id = $1";
 pub const PAGE: &str = "SELECT id, name, size FROM items WHERE id > $1 ORDER BY id LIMIT 20";
@@ -34,7 +34,7 @@ impl Peer for TokioPostgres {
 
     async fn checkout(&self) -> Result<()> {
         let _client = self.0.get().await?;
-        Ok(tokio::task::yield_now().await)
+        turn().await
     }
 
     async fn read_in_transaction(&self, id: i64) -> Result<Item> {
@@ -101,7 +101,7 @@ impl Peer for Bare {
     }
 
     async fn checkout(&self) -> Result<()> {
-        Ok(tokio::task::yield_now().await)
+        turn().await
     }
 
     async fn read_in_transaction(&self, id: i64) -> Result<Item> {

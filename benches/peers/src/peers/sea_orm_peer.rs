@@ -6,7 +6,7 @@ use sea_orm::{
     QuerySelect, Set, TransactionTrait,
 };
 
-use crate::peer::{Batch, Item, Peer, Result};
+use crate::peer::{Batch, Item, Peer, Result, turn};
 
 mod items {
     use sea_orm::entity::prelude::*;
@@ -61,7 +61,7 @@ impl Peer for SeaOrm {
 
     async fn checkout(&self) -> Result<()> {
         let _conn = self.0.get_postgres_connection_pool().acquire().await?;
-        Ok(tokio::task::yield_now().await)
+        turn().await
     }
 
     async fn read_in_transaction(&self, id: i64) -> Result<Item> {

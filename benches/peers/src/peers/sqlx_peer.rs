@@ -4,7 +4,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{query, query_as, query_scalar};
 
 use super::by_hand::{INSERT, ITEM, MANY, PAGE, TOUCH};
-use crate::peer::{Batch, Item, Peer, Result};
+use crate::peer::{Batch, Item, Peer, Result, turn};
 
 #[derive(Clone)]
 pub struct Sqlx(PgPool);
@@ -16,7 +16,7 @@ impl Peer for Sqlx {
 
     async fn checkout(&self) -> Result<()> {
         let _conn = self.0.acquire().await?;
-        Ok(tokio::task::yield_now().await)
+        turn().await
     }
 
     async fn read_in_transaction(&self, id: i64) -> Result<Item> {

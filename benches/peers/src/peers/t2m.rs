@@ -5,7 +5,7 @@ use diesel_async::RunQueryDsl;
 use t2m_db::{Config, Database};
 
 use super::typed;
-use crate::peer::{Batch, Fault, Item, Peer, Result};
+use crate::peer::{Batch, Fault, Item, Peer, Result, turn};
 
 #[derive(Clone)]
 pub struct T2m<const COMMIT_WITH: bool>(Database);
@@ -16,7 +16,7 @@ impl<const COMMIT_WITH: bool> Peer for T2m<COMMIT_WITH> {
     }
 
     async fn checkout(&self) -> Result<()> {
-        self.0.with_connection(async |_| Ok(tokio::task::yield_now().await)).await
+        self.0.with_connection(async |_| turn().await).await
     }
 
     async fn read_in_transaction(&self, id: i64) -> Result<Item> {
