@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::{array, not, now};
+use diesel::dsl::{array, case_when, jsonb_typeof, not, now};
 use diesel::prelude::*;
-use diesel::sql_types::{Nullable, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Jsonb, Nullable, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 
 use super::state::before;
@@ -43,6 +43,10 @@ pub async fn start(conn: &mut impl Executor, owner: UserId, id: JobId) -> Result
 
 /// Records how far a job is, the stage that runs and, if one is done, that one. One round trip, by primary key.
 ///
+/// For work without the queue's lease; a worker uses [`queue::progress`](crate::queue::progress), which a late one cannot.
+/// What is done stays done when a job is tried again, so that the next try may go on from there: a stage that is recorded
+/// already is not recorded twice.
+///
 /// # Errors
 ///
 /// [`Error::Transition`] unless a worker is at it; [`Error::Invalid`] for a stage of more than 100 characters;
@@ -56,7 +60,11 @@ pub async fn set_progress(
     done: Option<&Stage>,
 ) -> Result<Job> {
     text("job.current_stage", stage, 100)?;
-    let done = Document::new(done.into_iter().cloned().collect::<Vec<_>>());
+    let done = || Document::new(done.into_iter().cloned().collect::<Vec<_>>());
+    // SQLAlchemy stores JSON's null for None.
+    let stages = case_when(jsonb_typeof(jobs::stages_completed).eq("null"), done().into_sql::<Jsonb>())
+        .when(jobs::stages_completed.contains(done()), jobs::stages_completed)
+        .otherwise(jobs::stages_completed.concat(done()));
     let moved = diesel::update(jobs::table)
         .filter(jobs::id.eq(id))
         .filter(jobs::user_id.eq(owner))
@@ -65,7 +73,7 @@ pub async fn set_progress(
         .set((
             jobs::progress_percentage.eq(progress.as_decimal()),
             jobs::current_stage.eq(stage),
-            jobs::stages_completed.eq(jobs::stages_completed.concat(done)),
+            jobs::stages_completed.eq(stages),
         ))
         .returning(Job::as_returning())
         .get_result(conn)
@@ -175,7 +183,7 @@ pub async fn soft_delete(conn: &mut impl Executor, owner: UserId, id: JobId) -> 
         .set((
             jobs::is_deleted.eq(true),
             jobs::deleted_at.eq(now),
-            jobs::status.eq(diesel::dsl::case_when(t2m_job_is_finished(jobs::status), jobs::status)
+            jobs::status.eq(case_when(t2m_job_is_finished(jobs::status), jobs::status)
                 .when(jobs::status.eq(JobStatus::Archived), jobs::status)
                 .otherwise(JobStatus::Cancelled.into_sql::<diesel::sql_types::Text>())),
         ))
