@@ -164,7 +164,7 @@ pub async fn video_by_job(
     Ok(by_job)
 }
 
-/// Sets the keys that `details` has and leaves all others as they are, unknown ones and counters included.
+/// Sets the keys that `details` of the owner's video has and leaves all others as they are, unknown ones and counters included.
 ///
 /// The server merges, so two changes at once lose nothing. One round trip, by primary key.
 ///
@@ -200,9 +200,9 @@ pub async fn video_change_details(
     Ok(video)
 }
 
-/// Deletes a video together with its thumbnails and returns how many of these there were.
+/// Deletes the owner's video together with its thumbnails and returns how many of these there were.
 ///
-/// One statement: either all of it is gone or nothing. By primary key and `file_metadata_video_idx`.
+/// One round trip and one statement: either all of it is gone or nothing. By primary key and `file_metadata_video_idx`.
 ///
 /// # Errors
 ///

@@ -146,7 +146,7 @@ pub async fn fail(conn: &mut impl Executor, lease: &Lease, error: &ErrorInfo, ba
     Ok(next_try.map_or(Failure::ForGood, Failure::RetryAt))
 }
 
-/// Gives a job back untried, for a worker that shuts down: it waits where it waited before, and nothing counts as failed.
+/// Gives the job of a lease back untried, for a worker that shuts down: it waits where it waited before, and nothing counts as failed.
 ///
 /// Two round trips: run it in a transaction. By the unique index on the queue's job, and by primary key.
 ///

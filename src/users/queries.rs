@@ -88,7 +88,7 @@ pub async fn find_by_email(conn: &mut impl Executor, primary_email: &str) -> Res
     Ok(found.first(conn).await.optional()?)
 }
 
-/// Changes what [`UserChanges`] names. One round trip, by primary key.
+/// Changes of this user what [`UserChanges`] names. One round trip, by primary key.
 ///
 /// # Errors
 ///
