@@ -3,30 +3,30 @@
 //! The statements are those that diesel sent, seen through its instrumentation; the plans are generic ones, as a prepared
 //! statement gets them that knows no values yet. There a partial index counts only if its predicate is proved without any.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use diesel::connection::InstrumentationEvent;
-use diesel::pg::Pg;
-use diesel::{QueryDsl, SelectableHelper, debug_query};
 use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
-use t2m_db::files::{self, NewThumbnail, ThumbnailDetails, Video, VideoDetails};
-use t2m_db::jobs::{self, Completion, ErrorInfo, Job};
+use t2m_db::files::{self, NewThumbnail, ThumbnailDetails, VideoDetails};
+use t2m_db::jobs::{self, Completion, ErrorInfo};
+use t2m_db::operations;
 use t2m_db::queue::{self, Backoff, BatchSize, Worker};
 use t2m_db::testing::Dataset;
 use t2m_db::types::{FileId, JobId, JobStatus, OperationId, PageSize, Percentage, UserId};
-use t2m_db::users::{self, NewUser, User, UserChanges};
-use t2m_db::{operations, schema};
+use t2m_db::users::{self, NewUser, UserChanges};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use uuid::Uuid;
 
 use crate::domain_support::{Fresh, fresh, job, scene, stored};
+use crate::sql_text::{paths, readable, split};
 
 /// Enough that an index is worth it; most users have little, and one has a third of all. `T2M_DB_TEST_FILES=1000000` asks
 /// the same of a million.
+const FILES: u32 = 40_000;
+
 fn dataset() -> Dataset {
-    let files = std::env::var("T2M_DB_TEST_FILES").ok().and_then(|files| files.parse().ok()).unwrap_or(40_000);
+    let files = std::env::var("T2M_DB_TEST_FILES").ok().and_then(|files| files.parse().ok()).unwrap_or(FILES);
     Dataset { users: (files / 100).max(2_000), files }
 }
 
@@ -84,8 +84,11 @@ impl Bench {
         plans
     }
 
-    /// A change of any query, or of how it gets at its rows, is seen in review.
+    /// A change of any query, or of how it gets at its rows, is seen in review. How it sorts a few rows depends on the size.
     fn snapshot(&self, module: &str) {
+        if dataset().files != FILES {
+            return println!("{}", self.told);
+        }
         insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
             insta::assert_snapshot!(format!("sql_of_{module}"), self.told);
         });
@@ -136,66 +139,6 @@ impl Bench {
             plans[0].lines().any(|line| line.contains("Index Cond") && line.contains("ROW(created_at, id) <"));
         assert!(bounded, "{name} does not begin at its cursor:\n{}", plans[0]);
     }
-}
-
-/// A statement as diesel sent it, a clause a line, with the columns of a row under its name.
-fn readable(statement: &str) -> String {
-    let mut sql = statement.split(" -- binds: ").next().unwrap().replace('"', "");
-    let columns =
-        |select: String| select.replace('"', "").replacen("SELECT ", "", 1).split(" FROM").next().unwrap().to_owned();
-    let rows = [
-        ("{User}", debug_query::<Pg, _>(&schema::users::table.select(User::as_select())).to_string()),
-        ("{Job}", debug_query::<Pg, _>(&schema::jobs::table.select(Job::as_select())).to_string()),
-        ("{File}", debug_query::<Pg, _>(&schema::file_metadata::table.select(Video::as_select())).to_string()),
-    ];
-    for (name, select) in rows {
-        sql = sql.replace(&columns(select), name);
-    }
-    for clause in ["FROM", "WHERE", "SET", "VALUES", "UNION ALL", "ORDER BY", "ON CONFLICT", "RETURNING"] {
-        sql = sql.replace(&format!(" {clause} "), &format!("\n    {clause} "));
-    }
-    sql = sql.replace("DISTINCT\n    FROM", "DISTINCT FROM");
-    // EXISTS asks for no column.
-    let mut parts = sql.split("EXISTS (SELECT ");
-    let first = parts.next().unwrap_or_default().to_owned();
-    let rest = parts.map(|part| format!("EXISTS (SELECT{}", &part[part.find("\n    FROM").unwrap()..]));
-    format!("  {first}{}", rest.collect::<String>())
-}
-
-/// The indexes that a plan goes by, the tables that it reads whole, and whether it sorts.
-fn paths(plan: &str) -> String {
-    let path = |line: &str| {
-        let node = line.trim_start().trim_start_matches("->").trim();
-        let by = [" using ", "Bitmap Index Scan on ", "Conflict Arbiter Indexes: "];
-        let index = by.iter().find_map(|by| node.split_once(by)?.1.split_whitespace().next());
-        let whole = node.starts_with("Seq Scan on ") || node.starts_with("Parallel Seq Scan on ");
-        index.map(str::to_owned).or_else(|| (whole || node == "Sort").then(|| node.to_lowercase()))
-    };
-    let paths = plan.lines().filter_map(path).collect::<BTreeSet<_>>();
-    if paths.is_empty() { String::new() } else { format!("  -- {}\n", Vec::from_iter(paths).join(", ")) }
-}
-
-/// The values in diesel's list of binds: commas inside of brackets and quotes do not count.
-fn split(binds: &str) -> Vec<String> {
-    let (mut parts, mut part, mut depth, mut quoted, mut escaped) = (Vec::new(), String::new(), 0, false, false);
-    for letter in binds[1..binds.len() - 1].chars() {
-        match letter {
-            '"' if !escaped => quoted = !quoted,
-            '(' | '[' | '{' if !quoted => depth += 1,
-            ')' | ']' | '}' if !quoted => depth -= 1,
-            ',' if !quoted && depth == 0 => {
-                parts.push(std::mem::take(&mut part).trim().to_owned());
-                continue;
-            }
-            _ => {}
-        }
-        escaped = letter == '\\' && !escaped;
-        part.push(letter);
-    }
-    if !part.trim().is_empty() {
-        parts.push(part.trim().to_owned());
-    }
-    parts
 }
 
 #[tokio::test]
