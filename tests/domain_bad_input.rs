@@ -165,7 +165,7 @@ async fn of_jobs(conn: &mut AsyncPgConnection, owner: UserId, jobs: [JobId; 3], 
         refused.add("lease", queue::claim(conn, &worker, BatchSize::ONE, lease).await);
     }
     // Claimed and rolled back: what a worker sends is checked before its lease is.
-    let worked: Result<()> = conn
+    let rolled_back: Result<()> = conn
         .transaction(async |conn| {
             let mut lease = queue::claim(conn, &worker, BatchSize::ONE, LEASE).await?.remove(0).lease;
             refused.add("heartbeat", queue::heartbeat(conn, &mut lease, Duration::ZERO).await);
@@ -176,7 +176,7 @@ async fn of_jobs(conn: &mut AsyncPgConnection, owner: UserId, jobs: [JobId; 3], 
             Err(Error::NotFound { entity: "reason to keep this" })
         })
         .await;
-    assert!(matches!(worked, Err(Error::NotFound { .. })), "{worked:?}");
+    assert!(matches!(rolled_back, Err(Error::NotFound { .. })), "{rolled_back:?}");
 }
 
 async fn of_files(conn: &mut AsyncPgConnection, owner: UserId, refused: &mut Refused) {

@@ -3,6 +3,7 @@
 //! The statements are those that diesel sent, seen through its instrumentation; the plans are generic ones, as a prepared
 //! statement gets them that knows no values yet. There a partial index counts only if its predicate is proved without any.
 
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -73,11 +74,11 @@ impl Bench {
     async fn plans(&mut self, name: &str, statements: usize) -> Vec<String> {
         let seen = std::mem::take(&mut *self.seen.lock().unwrap());
         assert_eq!(seen.len(), statements, "{name}: {seen:#?}");
-        self.told += &format!("{name}\n");
+        writeln!(self.told, "{name}").unwrap();
         let mut plans = Vec::new();
         for statement in seen {
             let plan = self.plan(&statement).await;
-            self.told += &format!("{}\n{}", readable(&statement), paths(&plan));
+            write!(self.told, "{}\n{}", readable(&statement), paths(&plan)).unwrap();
             plans.push(plan);
         }
         self.told.push('\n');

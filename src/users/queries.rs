@@ -125,8 +125,8 @@ pub async fn list_active(conn: &mut impl Executor, size: PageSize, after: Option
 
 /// Deletes a user together with all jobs and files; what waits in the queue or runs is called off.
 ///
-/// Three round trips, the files in the flight of the queue: run it in a transaction. By primary key, `jobs_owner_status_idx`
-/// and `file_metadata_usage_idx`. A worker that is at one of the jobs learns of it at its next heartbeat.
+/// Three round trips, the files in the flight of the queue: run it in a transaction. By primary key, and by the indexes of
+/// jobs and files that begin with their owner. A worker that is at one of the jobs learns of it at its next heartbeat.
 ///
 /// # Errors
 ///

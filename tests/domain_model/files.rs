@@ -131,7 +131,8 @@ impl Model {
         assert!(listed.is_sorted_by_key(|id| std::cmp::Reverse(of(*id).since)));
         let theirs = self.videos.iter().filter(|(_, video)| video.owner == who && !video.deleted);
         let mut wanted: Vec<_> = theirs.map(|(id, _)| *id).collect();
-        (listed.sort(), wanted.sort());
+        listed.sort();
+        wanted.sort();
         assert_eq!(listed, wanted);
 
         let ids: Vec<FileId> = self.videos.iter().map(|(id, _)| *id).collect();

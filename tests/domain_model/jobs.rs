@@ -137,7 +137,9 @@ impl Model {
                 let new = [(); 2].map(|()| NewJob { batch_id: Some(self.batch), max_retries: RETRIES, ..job("b") });
                 assert_eq!(answer(&jobs::create_and_enqueue_many(conn, owner, &new).await), if_there(there));
                 if there {
-                    new.iter().for_each(|new| self.ordered(new.id, who, true));
+                    for new in new {
+                        self.ordered(new.id, who, true);
+                    }
                 }
                 return;
             }
