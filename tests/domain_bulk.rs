@@ -1,12 +1,10 @@
 //! Many rows at once: what they cost, which row is to blame, and that nothing of the others stays.
 
-use std::time::Duration;
-
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use t2m_db::files::{self, NewThumbnail, NewVideo, ThumbnailDetails, VideoDetails};
 use t2m_db::jobs::{self, NewJob};
-use t2m_db::testing::{Proxy, TestDatabase};
+use t2m_db::testing::{Match, Proxy, TestDatabase};
 use t2m_db::types::{FileId, JobId, Priority, UserId};
 use t2m_db::users::{self, NewUser};
 use t2m_db::{Config, Database, Error, Transaction, schema};
@@ -76,11 +74,15 @@ async fn a_thousand_rows_cost_two_round_trips_with_their_transaction() {
         for rows in [1, 2, 3] {
             work(what, rows).await.unwrap(); // any number of rows is the same statement
         }
-        // A long message takes several writes: with a delay the answer to BEGIN does not overtake the end of it.
-        proxy.delay(Duration::from_millis(50));
+        // A long message takes several writes: the answer to BEGIN must not overtake the end of it.
+        proxy.hold_replies();
+        let whole_flight = proxy.until_sent(Match::new(|message| message.text.contains("t2m_xid")));
         proxy.reset_counts();
-        work(what, 1_000).await.unwrap();
-        proxy.delay(Duration::ZERO);
+        let (done, ()) = tokio::join!(work(what, 1_000), async {
+            whole_flight.await;
+            proxy.release_all();
+        });
+        done.unwrap();
         assert!(proxy.round_trips() <= budget, "{what}: {} {:#?}", proxy.round_trips(), proxy.statements());
     }
     let stored = db.with_transaction(counts).await.unwrap();
