@@ -11,7 +11,7 @@ use super::admission::Permit;
 use super::registry::{Holder, ScopeName};
 use super::session::Session;
 use super::stats::{CloseReason, add};
-use super::{Held, Pool};
+use super::{Held, Pool, nested};
 use crate::config::SessionReset;
 use crate::statement::Effects;
 use crate::wire::{Marks, Status};
@@ -55,7 +55,7 @@ impl Lease {
     /// From here on the connection comes back by itself.
     pub(super) fn new(pool: Arc<Pool>, permit: Permit, held: Held, scope: ScopeName) -> Self {
         held.wire.start_scope();
-        let holder = Arc::new(Holder::new(scope, Arc::clone(&held.wire)));
+        let holder = Arc::new(Holder::new(scope, nested::id(&pool), nested::around(), Arc::clone(&held.wire)));
         let key = pool.registry.enter(Arc::clone(&holder));
         add(&pool.counters.checkouts);
         Self {
@@ -212,9 +212,10 @@ impl Lease {
                 None => {}
             }
         }
-        self.pool.counters.hold.record(self.holder.since.elapsed());
+        let now = Instant::now();
+        self.pool.counters.hold.record(now.duration_since(self.holder.since));
         if let Some(held) = kept {
-            self.pool.take_back(held, permit, close, unused_since);
+            self.pool.take_back(held, permit, close, now, unused_since);
         }
         self.pool.left(self.key, &self.holder);
     }

@@ -112,9 +112,9 @@ pub(crate) struct Dedicated {
 
 /// How long a checkout may take, and what says so.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limit {
-    pub(crate) until: Instant,
-    pub(crate) set_by: &'static str,
+struct Limit {
+    until: Instant,
+    set_by: &'static str,
 }
 
 impl Pool {
@@ -189,17 +189,17 @@ impl Pool {
         Ok(())
     }
 
-    /// Lends a connection.
+    /// Lends a connection, within `checkout_timeout` and by `deadline`.
     ///
     /// # Cancel safety
     /// Dropped while waiting, it leaves no trace. A connection being opened for it goes to the idle ones.
-    pub(crate) async fn checkout(self: &Arc<Self>, scope: ScopeName, limit: Limit) -> Result<Lease> {
+    pub(crate) async fn checkout(self: &Arc<Self>, scope: ScopeName, deadline: Option<Instant>) -> Result<Lease> {
         self.start();
         // What is rare is boxed: a future is as large as its largest path, and is moved whole.
         let permit = match self.admission.try_admit() {
             Ok(Some(permit)) => permit,
-            Ok(None) => return Box::pin(self.wait(scope, limit)).await,
-            Err(refused) => return Err(self.refusal(&refused, scope, limit, Instant::now())),
+            Ok(None) => return Box::pin(self.wait(scope, self.limit(deadline))).await,
+            Err(refused) => return Err(self.refusal(&refused, scope, self.limit(deadline), Instant::now())),
         };
         match self.take_idle() {
             Some(held) if self.is_current(&held) => {
@@ -207,7 +207,15 @@ impl Pool {
                 // No await since the connection was taken.
                 self.lend(permit, held, scope)
             }
-            unfit => Box::pin(self.lease(permit, unfit, scope, limit, Instant::now())).await,
+            unfit => Box::pin(self.lease(permit, unfit, scope, self.limit(deadline), Instant::now())).await,
+        }
+    }
+
+    fn limit(&self, deadline: Option<Instant>) -> Limit {
+        let patience = Instant::now() + self.config.checkout_timeout;
+        match deadline {
+            Some(until) if until < patience => Limit { until, set_by: "the scope's deadline" },
+            _ => Limit { until: patience, set_by: "`checkout_timeout`" },
         }
     }
 
@@ -258,7 +266,7 @@ impl Pool {
     pub(crate) async fn dedicated(self: &Arc<Self>, scope: ScopeName) -> Result<Dedicated> {
         self.start();
         let began = Instant::now();
-        let limit = Limit { until: began + self.config.checkout_timeout, set_by: "`checkout_timeout`" };
+        let limit = self.limit(None);
         let admitted = self.admission.admit(limit.until).await;
         let mut permit = admitted.map_err(|refused| self.refusal(&refused, scope, limit, began))?;
         if let Some(held) = self.take_idle() {
@@ -362,9 +370,9 @@ impl Pool {
         mut held: Held,
         permit: Permit,
         close: Option<CloseReason>,
+        now: std::time::Instant,
         unused_since: Option<std::time::Instant>,
     ) {
-        let now = std::time::Instant::now();
         let close = close.or(held.close).or_else(|| {
             if held.is_dead() {
                 Some(CloseReason::Broken)

@@ -3,25 +3,21 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use super::{Pool, ScopeName};
+use super::{Holder, Pool, ScopeName};
 use crate::error::{Error, Result};
 
 tokio::task_local! {
-    static INSIDE: Arc<Inside>;
+    static INSIDE: Arc<Holder>;
 }
 
-/// The scopes around the code that is being polled, innermost first; of any pool.
-#[derive(Debug)]
-pub(crate) struct Inside {
-    pool: usize,
-    scope: ScopeName,
-    outer: Option<Arc<Inside>>,
+/// The innermost scope around the code that is being polled; of any pool.
+pub(super) fn around() -> Option<Arc<Holder>> {
+    INSIDE.try_with(Arc::clone).ok()
 }
 
-/// Marks `body` as running inside of `scope`. A task that the body spawns is not inside: it may wait.
-pub(crate) fn inside<F: Future>(pool: &Arc<Pool>, scope: ScopeName, body: F) -> impl Future<Output = F::Output> {
-    let outer = INSIDE.try_with(Arc::clone).ok();
-    INSIDE.scope(Arc::new(Inside { pool: id(pool), scope, outer }), body)
+/// Marks `body` as running inside of a scope. A task that the body spawns is not inside: it may wait.
+pub(crate) fn inside<F: Future>(holder: &Arc<Holder>, body: F) -> impl Future<Output = F::Output> {
+    INSIDE.scope(Arc::clone(holder), body)
 }
 
 /// Refuses `scope` if the code that opens it is inside another scope of the same pool. Called when it would have to wait.
@@ -32,21 +28,21 @@ pub(super) fn check(pool: &Arc<Pool>, scope: ScopeName) -> Result<()> {
     if pool.admission.is_any_in_background() {
         return Ok(());
     }
-    let innermost = INSIDE.try_with(Arc::clone).ok();
+    let innermost = around();
     let mut around = innermost.as_deref();
-    while let Some(inside) = around {
-        if inside.pool == id(pool) {
+    while let Some(holder) = around {
+        if holder.pool == id(pool) {
             return Err(Error::NestedCheckout {
                 inner: scope.to_string(),
-                outer: inside.scope.to_string(),
+                outer: holder.scope.to_string(),
                 max_size: pool.config.max_size,
             });
         }
-        around = inside.outer.as_deref();
+        around = holder.outer.as_deref();
     }
     Ok(())
 }
 
-fn id(pool: &Arc<Pool>) -> usize {
+pub(super) fn id(pool: &Arc<Pool>) -> usize {
     Arc::as_ptr(pool).addr()
 }

@@ -83,10 +83,13 @@ const BODY: u8 = 0;
 const COMMITTING: u8 = 1;
 const RECLAIMING: u8 = 2;
 
-/// The entry of one lease. Shared by the lease, the registry, and whoever wants the scope to stop.
+/// The entry of one lease. Shared by the lease, the registry, whoever wants the scope to stop, and the scopes inside.
 #[derive(Debug)]
 pub(crate) struct Holder {
     pub(crate) scope: ScopeName,
+    /// Of which pool, and inside of which scope it was opened.
+    pub(super) pool: usize,
+    pub(super) outer: Option<Arc<Holder>>,
     pub(crate) since: Instant,
     wire: Mutex<Arc<Wire>>,
     stage: AtomicU8,
@@ -99,9 +102,11 @@ pub(crate) struct Holder {
 }
 
 impl Holder {
-    pub(crate) fn new(scope: ScopeName, wire: Arc<Wire>) -> Self {
+    pub(crate) fn new(scope: ScopeName, pool: usize, outer: Option<Arc<Self>>, wire: Arc<Wire>) -> Self {
         Self {
             scope,
+            pool,
+            outer,
             since: Instant::now(),
             wire: Mutex::new(wire),
             stage: AtomicU8::new(BODY),

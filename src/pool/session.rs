@@ -101,6 +101,8 @@ pub(crate) struct Session {
     pub(crate) heard_of: Instant,
     /// The value of [`Pool::epoch`](super::Pool) when it was opened.
     pub(crate) epoch: u64,
+    /// The bare connection was lent: its transaction manager may have been used.
+    lent: bool,
     instrumented: bool,
     pub(crate) close: Option<CloseReason>,
     closer: CloseOnDrop,
@@ -150,6 +152,7 @@ impl Session {
             idle_since,
             heard_of,
             epoch,
+            lent: false,
             instrumented: false,
             close: None,
             closer,
@@ -186,6 +189,7 @@ impl Session {
 
     /// The bare connection, told that it is inside a transaction so that it nests with savepoints.
     pub(crate) fn lend(&mut self, in_transaction: bool) -> diesel::QueryResult<&mut AsyncPgConnection> {
+        self.lent = true;
         *self.conn.transaction_state() = AnsiTransactionManager::default();
         if in_transaction {
             let status = AnsiTransactionManager::transaction_manager_status_mut(&mut self.conn);
@@ -209,7 +213,9 @@ impl Session {
 
     /// Makes diesel's view of the connection what the server's is: no transaction, and no statement that is not there.
     pub(super) fn tidy(&mut self) {
-        *self.conn.transaction_state() = AnsiTransactionManager::default();
+        if std::mem::take(&mut self.lent) {
+            *self.conn.transaction_state() = AnsiTransactionManager::default();
+        }
         if std::mem::take(&mut self.instrumented) {
             self.conn.set_instrumentation(get_default_instrumentation());
         }

@@ -25,26 +25,26 @@ impl Effects {
     /// Reads `sql` word by word.
     pub(crate) fn of(sql: &str) -> Self {
         let mut effects = Self::default();
-        let (mut before, mut creating) = ("", false);
-        for word in sql.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).filter(|word| !word.is_empty()) {
+        let (mut before, mut creating) = (&b""[..], false);
+        for word in sql.as_bytes().split(|byte| !IN_WORD[usize::from(*byte)]).filter(|word| !word.is_empty()) {
             match word.len() {
-                6 if word.eq_ignore_ascii_case("create") => creating = true,
-                4 if word.eq_ignore_ascii_case("into") => creating = true,
-                4 if creating && word.eq_ignore_ascii_case("temp") => effects.bits |= Self::TEMPORARY,
-                7 if creating && word.eq_ignore_ascii_case("pg_temp") => effects.bits |= Self::TEMPORARY,
-                9 if creating && word.eq_ignore_ascii_case("temporary") => effects.bits |= Self::TEMPORARY,
-                4 if word.eq_ignore_ascii_case("hold") => effects.bits |= Self::HOLD,
-                5 if word.eq_ignore_ascii_case("chain") && before.eq_ignore_ascii_case("and") => {
+                6 if word.eq_ignore_ascii_case(b"create") => creating = true,
+                4 if word.eq_ignore_ascii_case(b"into") => creating = true,
+                4 if creating && word.eq_ignore_ascii_case(b"temp") => effects.bits |= Self::TEMPORARY,
+                7 if creating && word.eq_ignore_ascii_case(b"pg_temp") => effects.bits |= Self::TEMPORARY,
+                9 if creating && word.eq_ignore_ascii_case(b"temporary") => effects.bits |= Self::TEMPORARY,
+                4 if word.eq_ignore_ascii_case(b"hold") => effects.bits |= Self::HOLD,
+                5 if word.eq_ignore_ascii_case(b"chain") && before.eq_ignore_ascii_case(b"and") => {
                     effects.bits |= Self::CHAIN;
                 }
-                5 if word.eq_ignore_ascii_case("local") && before.eq_ignore_ascii_case("set") => {
+                5 if word.eq_ignore_ascii_case(b"local") && before.eq_ignore_ascii_case(b"set") => {
                     effects.local_sets += 1;
                 }
-                11 if word.eq_ignore_ascii_case("transaction") && before.eq_ignore_ascii_case("set") => {
+                11 if word.eq_ignore_ascii_case(b"transaction") && before.eq_ignore_ascii_case(b"set") => {
                     effects.local_sets += 1;
                 }
-                10 if word.eq_ignore_ascii_case("set_config") => effects.bits |= Self::SET_CONFIG,
-                16.. if starts_with(word, "pg_advisory_lock") || starts_with(word, "pg_try_advisory_lock") => {
+                10 if word.eq_ignore_ascii_case(b"set_config") => effects.bits |= Self::SET_CONFIG,
+                16.. if starts_with(word, b"pg_advisory_lock") || starts_with(word, b"pg_try_advisory_lock") => {
                     effects.bits |= Self::ADVISORY_LOCK;
                 }
                 _ => {}
@@ -66,7 +66,18 @@ impl BitOrAssign for Effects {
     }
 }
 
-fn starts_with(word: &str, start: &str) -> bool {
+/// By byte: a table, since every statement without a fixed text is read.
+const IN_WORD: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0u8;
+    while byte < 128 {
+        table[byte as usize] = byte.is_ascii_alphanumeric() || byte == b'_';
+        byte += 1;
+    }
+    table
+};
+
+fn starts_with(word: &[u8], start: &[u8]) -> bool {
     word.get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start))
 }
 

@@ -6,12 +6,57 @@
 //! without end (IN lists, boxed queries) thus never fill the cache. When it is full and texts that return are being
 //! turned away, it is emptied at check-in and fills with what is used now.
 
+use std::any::TypeId;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use super::Text;
+/// What the inner connection finds a prepared statement by, as a hash.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key {
+    hash: u64,
+    /// The type of the query fixes its text, so the program has a bounded number of them.
+    by_type: bool,
+}
+
+impl Key {
+    pub(super) fn of_type(id: TypeId) -> Self {
+        Self { hash: hashed(id), by_type: true }
+    }
+
+    pub(super) fn of_text(sql: &str, types: impl Iterator<Item = u32>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        sql.hash(&mut hasher);
+        types.for_each(|oid| oid.hash(&mut hasher));
+        Self { hash: hasher.finish(), by_type: false }
+    }
+}
+
+fn hashed(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Hashes what is a hash already.
+#[derive(Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only hashes are hashed")
+    }
+}
 
 /// Remembers, roughly and in bounded memory, which texts were seen before: one for all connections of a pool.
 #[derive(Debug)]
@@ -33,6 +78,16 @@ impl Doorkeeper {
     }
 }
 
+/// Whether a statement is to stay prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admitted {
+    No,
+    /// From this time on.
+    Yes,
+    /// The server has it already.
+    Prepared,
+}
+
 /// The statements that one connection keeps.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -42,8 +97,8 @@ pub(crate) struct Kept {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By hash of the text: whether the server is known to have it.
-    texts: HashMap<u64, bool>,
+    /// By hash: whether the server is known to have it.
+    statements: HashMap<u64, bool, BuildHasherDefault<AsItIs>>,
     turned_away: usize,
     /// Something made kept statements worthless: `DISCARD`, a changed schema.
     worthless: bool,
@@ -59,40 +114,40 @@ impl Kept {
         self.capacity
     }
 
-    /// Whether `text` is to stay prepared.
-    pub(crate) fn admit(&self, text: &Text, doorkeeper: &Doorkeeper) -> bool {
+    /// Whether a statement is to stay prepared.
+    pub(crate) fn admit(&self, key: Key, doorkeeper: &Doorkeeper) -> Admitted {
         if self.capacity == 0 {
-            return false;
+            return Admitted::No;
         }
         let mut state = self.state.lock();
         if state.worthless {
-            return false;
+            return Admitted::No;
         }
-        if state.texts.contains_key(&text.hash) {
-            return true;
+        if let Some(prepared) = state.statements.get(&key.hash) {
+            return if *prepared { Admitted::Prepared } else { Admitted::Yes };
         }
-        if !text.by_type && !doorkeeper.returns(text.hash) {
-            return false;
+        if !key.by_type && !doorkeeper.returns(key.hash) {
+            return Admitted::No;
         }
-        if state.texts.len() >= self.capacity {
+        if state.statements.len() >= self.capacity {
             state.turned_away += 1;
-            return false;
+            return Admitted::No;
         }
-        state.texts.insert(text.hash, false);
-        true
+        state.statements.insert(key.hash, false);
+        Admitted::Yes
     }
 
-    /// The server answered `text`: it is prepared there.
-    pub(crate) fn prepared(&self, text: &Text) {
-        if let Some(prepared) = self.state.lock().texts.get_mut(&text.hash) {
+    /// The server answered the statement: it is prepared there.
+    pub(crate) fn prepared(&self, key: Key) {
+        if let Some(prepared) = self.state.lock().statements.get_mut(&key.hash) {
             *prepared = true;
         }
     }
 
-    /// Whether executing `text` sends it in one message, with no `Parse` before.
-    pub(crate) fn is_prepared(&self, text: &Text) -> bool {
+    /// Whether executing the statement sends it in one message, with no `Parse` before.
+    pub(crate) fn is_prepared(&self, key: Key) -> bool {
         let state = self.state.lock();
-        !state.worthless && state.texts.get(&text.hash) == Some(&true)
+        !state.worthless && state.statements.get(&key.hash) == Some(&true)
     }
 
     /// Kept statements can no longer be trusted: none is used until they were emptied.
@@ -115,21 +170,21 @@ impl Kept {
 mod tests {
     use super::*;
 
-    fn text(sql: &str) -> Text {
-        Text::new(sql.to_owned())
+    fn text(sql: &str) -> Key {
+        Key::of_text(sql, std::iter::empty())
     }
 
     #[test]
     fn endless_texts_do_not_push_out_the_ones_that_return() {
         let (kept, door) = (Kept::new(8), Doorkeeper::new());
         let hot = text("UPDATE hot");
-        assert!(!kept.admit(&hot, &door), "the first time it is one of many");
-        assert!(kept.admit(&hot, &door));
-        kept.prepared(&hot);
+        assert_eq!(kept.admit(hot, &door), Admitted::No, "the first time it is one of many");
+        assert_eq!(kept.admit(hot, &door), Admitted::Yes);
+        kept.prepared(hot);
         for n in 0..10_000 {
-            assert!(!kept.admit(&text(&format!("SELECT IN list of {n}")), &door));
+            assert_eq!(kept.admit(text(&format!("SELECT IN list of {n}")), &door), Admitted::No);
         }
-        assert!(kept.is_prepared(&hot));
+        assert_eq!(kept.admit(hot, &door), Admitted::Prepared);
         assert!(!kept.wants_emptying());
     }
 
@@ -138,22 +193,33 @@ mod tests {
         let (kept, door) = (Kept::new(4), Doorkeeper::new());
         for n in 0..4 {
             let text = text(&format!("old {n}"));
-            kept.admit(&text, &door);
-            assert!(kept.admit(&text, &door));
+            kept.admit(text, &door);
+            assert_eq!(kept.admit(text, &door), Admitted::Yes);
         }
         let fresh = text("fresh");
-        kept.admit(&fresh, &door);
+        kept.admit(fresh, &door);
         for _ in 0..4 {
-            assert!(!kept.admit(&fresh, &door));
+            assert_eq!(kept.admit(fresh, &door), Admitted::No);
         }
         assert!(kept.wants_emptying());
-        assert!(kept.admit(&fresh, &door), "there is room again");
+        assert_eq!(kept.admit(fresh, &door), Admitted::Yes, "there is room again");
     }
 
     #[test]
     fn zero_keeps_nothing() {
         let (kept, door) = (Kept::new(0), Doorkeeper::new());
         let hot = text("UPDATE hot");
-        assert!(!kept.admit(&hot, &door) && !kept.admit(&hot, &door));
+        assert_eq!((kept.admit(hot, &door), kept.admit(hot, &door)), (Admitted::No, Admitted::No));
+    }
+
+    #[test]
+    fn one_text_with_binds_of_other_types_is_another_statement() {
+        let (kept, door) = (Kept::new(4), Doorkeeper::new());
+        let (of_int, of_text) =
+            (Key::of_text("SELECT $1", [23].into_iter()), Key::of_text("SELECT $1", [25].into_iter()));
+        kept.admit(of_int, &door);
+        kept.admit(of_int, &door);
+        kept.prepared(of_int);
+        assert!(kept.is_prepared(of_int) && !kept.is_prepared(of_text));
     }
 }

@@ -14,6 +14,6 @@ mod rendered;
 mod text;
 
 pub(crate) use effects::Effects;
-pub(crate) use kept::{Doorkeeper, Kept};
-pub(crate) use rendered::{Rendered, render};
+pub(crate) use kept::{Admitted, Doorkeeper, Kept, Key};
+pub(crate) use rendered::{Rendered, RowStream, render};
 pub(crate) use text::{Kind, Text};

@@ -2,7 +2,6 @@
 
 use std::any::TypeId;
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, LazyLock};
 
 use parking_lot::RwLock;
@@ -23,24 +22,19 @@ pub(crate) enum Kind {
 /// A statement's text, with what follows from it.
 #[derive(Debug)]
 pub(crate) struct Text {
-    pub(crate) sql: Box<str>,
-    pub(crate) hash: u64,
+    pub(crate) sql: String,
     pub(crate) kind: Kind,
     pub(crate) effects: Effects,
-    /// The type of the query fixes this text, so the program has a bounded number of them.
-    pub(crate) by_type: bool,
 }
 
 impl Text {
     pub(crate) fn new(sql: String) -> Self {
-        let mut hasher = DefaultHasher::new();
-        sql.hash(&mut hasher);
         let kind = match sql.as_bytes() {
             [b'S' | b's', b'E' | b'e', b'L' | b'l', ..] => Kind::Select,
             [b'I' | b'i', b'N' | b'n', b'S' | b's', ..] => Kind::Insert,
             _ => Kind::Other,
         };
-        Self { hash: hasher.finish(), kind, effects: Effects::of(&sql), sql: sql.into(), by_type: false }
+        Self { kind, effects: Effects::of(&sql), sql }
     }
 }
 
@@ -53,7 +47,6 @@ pub(super) fn known(id: TypeId) -> Option<Arc<Text>> {
 }
 
 /// Keeps `text` for the query type `id`.
-pub(super) fn keep(id: TypeId, mut text: Text) -> Arc<Text> {
-    text.by_type = true;
+pub(super) fn keep(id: TypeId, text: Text) -> Arc<Text> {
     Arc::clone(BY_TYPE.write().entry(id).or_insert_with(|| Arc::new(text)))
 }

@@ -19,7 +19,7 @@ use super::connection::{Connection, Transaction};
 use super::options::TransactionBuilder;
 use super::scope::{After, Mode, Scope};
 use crate::error::{CommitOutcome, CommitUnknown, Error};
-use crate::pool::{Counters, Holder, Limit, Pool, ScopeName, Why, add, inside};
+use crate::pool::{Counters, Holder, Pool, ScopeName, Why, add, inside};
 
 /// The time that a scope has.
 #[derive(Clone, Copy, Debug)]
@@ -40,15 +40,6 @@ impl Budget {
     fn passed(&self, scope: ScopeName, phase: &'static str, outcome: CommitOutcome) -> Error {
         let (budget, after) = (self.whole.unwrap_or_default(), self.began.elapsed());
         Error::Deadline { scope: scope.to_string(), budget, after, phase, outcome }
-    }
-
-    /// How long a checkout may take: `checkout_timeout`, or what is left of the deadline.
-    fn checkout_limit(&self, pool: &Pool) -> Limit {
-        let patience = Instant::now() + pool.config.checkout_timeout;
-        match self.until() {
-            Some(until) if until < patience => Limit { until, set_by: "the scope's deadline" },
-            _ => Limit { until: patience, set_by: "`checkout_timeout`" },
-        }
     }
 }
 
@@ -95,7 +86,7 @@ where
     E: From<Error>,
 {
     let (pool, scope, until) = (wanted.pool, wanted.scope, budget.until());
-    let lease = match pool.checkout(scope, budget.checkout_limit(pool)).await {
+    let lease = match pool.checkout(scope, until).await {
         Err(Error::CheckoutTimeout(_)) if until.is_some_and(|until| until <= Instant::now()) => {
             return Err(unmendable(budget.passed(scope, "waiting for a connection", CommitOutcome::NotCommitted)));
         }
@@ -108,7 +99,7 @@ where
     let end = {
         let span = tracing::debug_span!("transaction", name = scope.name, place = %scope.place);
         let body = async { body(&mut tx).await };
-        guarded(inside(pool, scope, body.instrument(span)), &holder, until).await
+        guarded(inside(&holder, body.instrument(span)), &holder, until).await
     };
     unfinished.armed = matches!(end, End::Deadline | End::Stopped);
     match end {
@@ -140,15 +131,14 @@ where
         AsyncFnOnce(&'r mut Connection) -> Result<R, E> + Body<&'r mut Connection, Result<R, E>, Fut: Send> + Send,
     E: From<Error>,
 {
-    let budget = Budget::new(None);
-    let lease = pool.checkout(scope, budget.checkout_limit(pool)).await?;
+    let lease = pool.checkout(scope, None).await?;
     let holder = Arc::clone(&lease.holder);
     let mut unfinished = Unfinished { counters: &pool.counters, armed: true };
     let mut conn = Connection::new(Scope::new(lease, Mode::Read, None));
     let end = {
         let span = tracing::debug_span!("connection", name = scope.name, place = %scope.place);
         let body = async { body(&mut conn).await };
-        guarded(inside(pool, scope, body.instrument(span)), &holder, None).await
+        guarded(inside(&holder, body.instrument(span)), &holder, None).await
     };
     unfinished.armed = matches!(end, End::Deadline | End::Stopped);
     match end {

@@ -15,7 +15,6 @@ use diesel::pg::Pg;
 use diesel::query_builder::{AsQuery, QueryFragment, QueryId};
 use diesel::query_dsl::CompatibleType;
 use diesel::result::Error as Diesel;
-use diesel_async::AsyncConnectionCore;
 use futures_util::future::{BoxFuture, OptionFuture, join3};
 use futures_util::{FutureExt, TryStreamExt};
 use tokio::task::coop::unconstrained;
@@ -54,10 +53,7 @@ impl Transaction {
     pub fn commit_with(&mut self, statement: impl QueryFragment<Pg> + QueryId) -> BoxFuture<'_, Result<usize>> {
         // Rendered here, so that the future knows nothing of the statement's type.
         let rendered = rendered(&statement);
-        self.finish(rendered, |session, rendered, keep| {
-            AsyncConnectionCore::execute_returning_count(&mut &session.conn, rendered.fragment(keep))
-        })
-        .boxed()
+        self.finish(rendered, |session, rendered, keep| rendered.execute(&session.conn, keep)).boxed()
     }
 
     /// As [`commit_with`](Self::commit_with), for a statement that returns one row.
@@ -75,7 +71,7 @@ impl Transaction {
         let private::Parts { rendered, read } = statement.into_parts();
         let scope = self.scope.name();
         let row = self.finish::<Option<Row>>(rendered, |session, rendered, keep| {
-            let rows = AsyncConnectionCore::load(&mut &session.conn, rendered.fragment(keep));
+            let rows = rendered.load(&session.conn, keep);
             async move {
                 // All of them are read: COMMIT's reply comes behind the last.
                 let rows: Vec<Row> = rows.await?.try_collect().await?;
@@ -156,7 +152,7 @@ impl Scope {
         let pool = Arc::clone(&lease.pool);
         let kept = &lease.session().kept;
         let keep = self.keep_statements.load(SeqCst);
-        let prepared = keep && kept.admit(&rendered.text, &pool.doorkeeper) && kept.is_prepared(&rendered.text);
+        let prepared = keep && kept.is_prepared(rendered.key);
         let safe = self.is_begun() || lease.session().heard_of.elapsed() < HEARD_OF_LATELY;
         let nested = self.nest.depth() > 0 || self.nest.is_unsettled();
         if prepared && self.expects_xid() && !lease.was_left_running() {
@@ -166,19 +162,22 @@ impl Scope {
         if prepared && safe && !nested && lease.is_answered() {
             return Settling::new(&pool, self.last_flight(rendered, send)).await;
         }
+        let mut news = false;
         let answer = self
             .run(
                 &rendered.text,
                 |_| false,
                 |lease, session| {
-                    let keep = keep && session.kept.admit(&rendered.text, &lease.pool.doorkeeper);
+                    let keep = self.keeps(lease, session, rendered.key, &mut news);
                     Some(send(session, &rendered, keep))
                 },
             )
             .await;
         match answer {
             Ok(answer) => {
-                self.is_prepared(&rendered.text);
+                if news {
+                    self.is_prepared(rendered.key);
+                }
                 Settling::new(&pool, self.commit(None)).await?;
                 Ok(answer)
             }

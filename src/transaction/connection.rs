@@ -22,7 +22,7 @@ use super::savepoint::nested;
 use super::scope::Scope;
 use crate::error::{CommitOutcome, Error, Result};
 use crate::pool::{Lease, Session};
-use crate::statement::{Rendered, Text, render};
+use crate::statement::{Admitted, Key, Rendered, RowStream, Text, render};
 
 /// One transaction. diesel's typed queries run on it, through `&mut` as usual, or several at once through `&`.
 ///
@@ -149,26 +149,28 @@ impl Scope {
     }
 
     async fn load_rendered(&self, rendered: Rendered) -> QueryResult<Rows> {
-        let text = &rendered.text;
+        let mut news = false;
         let rows = self
             .run(
-                text,
-                |session| session.kept.is_prepared(text),
+                &rendered.text,
+                |session| session.kept.is_prepared(rendered.key),
                 |lease, session| {
-                    let keep = self.keeps(lease, session, text);
-                    let rows = AsyncConnectionCore::load(&mut &session.conn, rendered.fragment(keep));
+                    let keep = self.keeps(lease, session, rendered.key, &mut news);
+                    let rows = rendered.load(&session.conn, keep);
                     Some(async move { Ok(Rows::new(rows.await?, Arc::clone(&session.wire))) })
                 },
             )
             .await?;
-        self.is_prepared(text);
+        if news {
+            self.is_prepared(rendered.key);
+        }
         Ok(rows)
     }
 
     /// For a query that needs a type looked up: diesel-async does that, and it cannot be sent twice.
     async fn load_once<'a>(
         &'a self,
-        rows: BoxFuture<'a, QueryResult<futures_util::stream::BoxStream<'static, QueryResult<Row>>>>,
+        rows: BoxFuture<'a, QueryResult<RowStream>>,
         session: &'a Session,
     ) -> QueryResult<Rows> {
         let (unknown, mut rows) = (Arc::new(Text::new("WITH".to_owned())), Some(rows));
@@ -194,18 +196,20 @@ impl Scope {
     }
 
     async fn execute_rendered(&self, rendered: Rendered) -> QueryResult<usize> {
-        let text = &rendered.text;
+        let mut news = false;
         let count = self
             .run(
-                text,
-                |session| session.kept.is_prepared(text),
+                &rendered.text,
+                |session| session.kept.is_prepared(rendered.key),
                 |lease, session| {
-                    let keep = self.keeps(lease, session, text);
-                    Some(AsyncConnectionCore::execute_returning_count(&mut &session.conn, rendered.fragment(keep)))
+                    let keep = self.keeps(lease, session, rendered.key, &mut news);
+                    Some(rendered.execute(&session.conn, keep))
                 },
             )
             .await?;
-        self.is_prepared(text);
+        if news {
+            self.is_prepared(rendered.key);
+        }
         Ok(count)
     }
 
@@ -214,13 +218,19 @@ impl Scope {
         self.run(&unknown, |_| false, |_, _| count.take()).await
     }
 
-    fn keeps(&self, lease: &Lease, session: &Session, text: &Text) -> bool {
-        self.keep_statements.load(SeqCst) && session.kept.admit(text, &lease.pool.doorkeeper)
+    /// Whether a statement is to stay prepared; `news`: it was not before.
+    pub(super) fn keeps(&self, lease: &Lease, session: &Session, key: Key, news: &mut bool) -> bool {
+        if !self.keep_statements.load(SeqCst) {
+            return false;
+        }
+        let admitted = session.kept.admit(key, &lease.pool.doorkeeper);
+        *news = admitted == Admitted::Yes;
+        admitted != Admitted::No
     }
 
-    pub(super) fn is_prepared(&self, text: &Text) {
+    pub(super) fn is_prepared(&self, key: Key) {
         if let Some(lease) = &self.lease {
-            lease.session().kept.prepared(text);
+            lease.session().kept.prepared(key);
         }
     }
 

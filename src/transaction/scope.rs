@@ -104,19 +104,20 @@ struct Failed {
 
 impl Scope {
     pub(crate) fn new(lease: Lease, mode: Mode, until: Option<Instant>) -> Box<Self> {
-        let name = lease.holder.scope;
-        let mut scope = Self::ended(name);
-        (scope.lease, scope.mode, scope.until) = (Some(lease), mode, until);
-        scope
+        Self::with(lease.holder.scope, Some(lease), mode, until)
+    }
+
+    /// A scope whose transaction was taken away from it.
+    pub(super) fn ended(name: ScopeName) -> Box<Self> {
+        Self::with(name, None, Mode::Read, None)
     }
 
     /// Boxed, since it is handed on from part to part.
-    /// A scope whose transaction was taken away from it.
-    pub(super) fn ended(name: ScopeName) -> Box<Self> {
+    fn with(name: ScopeName, lease: Option<Lease>, mode: Mode, until: Option<Instant>) -> Box<Self> {
         Box::new(Self {
             name,
-            lease: None,
-            mode: Mode::Read,
+            lease,
+            mode,
             nest: Nest::default(),
             hooks: Mutex::default(),
             keep_statements: AtomicBool::new(true),
@@ -127,7 +128,7 @@ impl Scope {
             asked_for_xid: AtomicU32::new(0),
             doomed: Mutex::new(None),
             replacing: tokio::sync::Mutex::new(()),
-            until: None,
+            until,
             after: After::Unknown,
         })
     }
@@ -170,7 +171,7 @@ impl Scope {
 
     /// What is said of a transaction that took too long.
     pub(super) fn remember(&self, lease: &Lease, text: &Arc<Text>) {
-        if lease.pool.config.slow_threshold.is_some() {
+        if lease.pool.config.slow_threshold.is_some() && matches!(self.mode, Mode::Transaction { .. }) {
             let mut statements = self.statements.lock();
             if statements.len() < REMEMBERED {
                 statements.push((std::time::Instant::now(), Arc::clone(text)));

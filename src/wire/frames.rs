@@ -28,17 +28,25 @@ impl Frames {
         while !chunk.is_empty() {
             if self.rest == 0 {
                 let size = if self.untyped { 4 } else { 5 };
-                let taken = (size - self.have).min(chunk.len());
-                self.header[self.have..self.have + taken].copy_from_slice(&chunk[..taken]);
-                self.have += taken;
-                chunk = &chunk[taken..];
-                if self.have < size {
-                    return;
-                }
-                let [.., a, b, c, d] = self.header[..size] else { return };
-                self.kind = if self.untyped { 0 } else { self.header[0] };
+                let header = if self.have == 0 && chunk.len() >= size {
+                    // The common case, a header that lies whole in the chunk, is read where it lies.
+                    let (header, rest) = chunk.split_at(size);
+                    chunk = rest;
+                    header
+                } else {
+                    let taken = (size - self.have).min(chunk.len());
+                    self.header[self.have..self.have + taken].copy_from_slice(&chunk[..taken]);
+                    self.have += taken;
+                    chunk = &chunk[taken..];
+                    if self.have < size {
+                        return;
+                    }
+                    self.have = 0;
+                    &self.header[..size]
+                };
+                let [.., a, b, c, d] = *header else { return };
+                self.kind = if self.untyped { 0 } else { header[0] };
                 self.untyped = false;
-                self.have = 0;
                 self.rest = (u32::from_be_bytes([a, b, c, d]) as usize).saturating_sub(4);
                 self.wanted = want(self.kind).min(self.rest).min(MOST_KEPT);
                 if self.rest == 0 {
