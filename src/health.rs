@@ -94,7 +94,7 @@ pub(crate) async fn check(pool: &Arc<Pool>) -> Health {
 /// Sets `asked` when it has a connection.
 async fn ask(pool: &Arc<Pool>, asked: &AtomicBool) -> Result<Answer> {
     use diesel_async::RunQueryDsl; // here only: it has a `load` that hides the one of atomics
-    let scope = ScopeName { name: "health", place: std::panic::Location::caller() };
+    let scope = ScopeName::ours("health");
     let answer = read(pool, scope, async |conn| {
         asked.store(true, Relaxed);
         diesel::sql_query(QUESTION).get_result(conn).await.map_err(Error::from)

@@ -166,25 +166,25 @@ async fn max_waiting_refuses_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sustained_overload_is_shed_and_who_is_admitted_waits_boundedly() {
-    let (target, interval, work) = (20 * MS, 100 * MS, 20 * MS);
+    let (target, interval, work) = (50 * MS, 200 * MS, 100 * MS);
     let settings =
         |config: t2m_db::Config| config.max_size(4).queue_target(target).queue_interval(interval).health_interval(None);
     let setup = setup_with(settings).await;
     let db = setup.db.clone();
     // Unloaded, what such a scope takes.
-    let alone = timed(async {
-        for _ in 0..20 {
-            scope(&db, work).await.unwrap();
-        }
-    });
-    let alone = alone.await.1 / 20;
+    let mut alone = Duration::ZERO;
+    for _ in 0..10 {
+        let (told, took) = timed(scope(&db, work)).await;
+        told.unwrap();
+        alone = alone.max(took);
+    }
     // Four connections bear 4 / `alone` scopes a second; ten times as many come, one after the other.
     let (admitted, refused) =
         (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(std::sync::Mutex::new(Vec::new())));
     let mut tasks = JoinSet::new();
     let began = Instant::now();
     let mut sent = 0;
-    while began.elapsed() < Duration::from_secs(2) {
+    while began.elapsed() < Duration::from_secs(3) {
         if f64::from(sent) > began.elapsed().as_secs_f64() / alone.as_secs_f64() * 40.0 {
             sleep(MS).await;
             continue;
@@ -221,12 +221,9 @@ async fn a_sustained_overload_is_shed_and_who_is_admitted_waits_boundedly() {
         p99(&refused)
     );
     assert!(refused.len() > admitted.len(), "{} refused, {} admitted", refused.len(), admitted.len());
-    assert!(
-        p99(&admitted) < target * 2 + interval * 2 + alone * 2 + 100 * MS,
-        "who is admitted waits too long: {:?}",
-        p99(&admitted)
-    );
-    assert!(p99(&refused) < Duration::from_secs(1), "refused too late: {:?}", p99(&refused));
+    // The exact bar is a test of the admission's own, on a clock that is not the machine's.
+    assert!(p99(&admitted) < alone * 2 + 50 * MS, "who is admitted waits too long: {:?}", p99(&admitted));
+    assert!(p99(&refused) < target * 4, "refused too late: {:?}", p99(&refused));
     let stats = setup.db.stats();
     assert_eq!((stats.waiting, stats.checked_out, stats.timeouts), (0, 0, 0), "{stats:#?}");
     // The spike over, nobody is refused any more.

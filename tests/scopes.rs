@@ -211,6 +211,26 @@ async fn an_empty_transaction_sends_nothing() {
 }
 
 #[tokio::test]
+async fn a_deadline_is_told_as_one_when_the_servers_own_clock_was_quicker() {
+    let setup = setup(1).await;
+    let scope = setup
+        .db
+        .transaction("slow")
+        .deadline(Duration::from_millis(300))
+        .run(async |tx| batch(tx, "SELECT pg_sleep(30)").await);
+    let blocked = async {
+        setup.until_running("%pg_sleep(30)%").await;
+        // A thread that gets no processor: when it goes on, the server has given up already, and that is read first.
+        tokio::spawn(async { std::thread::sleep(Duration::from_millis(700)) }).await.unwrap();
+    };
+    let (told, ()) = futures_util::join!(scope, blocked);
+    let error = told.unwrap_err();
+    assert!(matches!(&error, Error::Deadline { phase: "running its body", .. }), "{error:?}");
+    setup.all_back().await;
+    one_connection_is_idle(&setup).await;
+}
+
+#[tokio::test]
 async fn a_deadline_stops_the_body_and_the_server() {
     let setup = setup(1).await;
     let scope = setup.db.transaction("slow").deadline(Duration::from_millis(100));

@@ -48,9 +48,10 @@ impl Config {
     /// `None`, off.**
     ///
     /// This is CoDel on queue time, as Ecto's `queue_target` (50 ms there, a good value for a web backend): under sustained
-    /// overload those who came last are refused at once, so that the others are served in time instead of all timing out. A
-    /// burst that drains within the interval is not touched. Off by default because a batch of tasks that outnumber the
-    /// connections and are content to wait looks just like an overload.
+    /// overload nobody waits longer than this; who would have to is refused, so that the others are served in time instead of
+    /// all timing out. Set to what a scope takes at most, it bounds what is served under overload to twice that. A burst that
+    /// drains within the interval is not touched. Off by default because a batch of tasks that outnumber the connections and
+    /// are content to wait looks just like an overload.
     pub fn queue_target(mut self, wait: impl Into<Option<Duration>>) -> Self {
         self.queue_target = wait.into();
         self

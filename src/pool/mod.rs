@@ -14,6 +14,7 @@
 mod admission;
 mod budget;
 mod closing;
+mod dedicated;
 mod keeper;
 mod lease;
 mod manager;
@@ -24,12 +25,11 @@ mod registry;
 mod session;
 mod stats;
 
-use std::future::{Future, pending};
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use diesel_async::AsyncPgConnection;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -41,15 +41,17 @@ use tokio::time::{Instant, timeout_at};
 use admission::{Admission, Permit, Refused};
 use budget::RetryBudget;
 pub use closing::CloseReport;
+pub(crate) use dedicated::Dedicated;
 pub(crate) use lease::{Lease, Why};
 use manager::Manager;
 pub(crate) use nested::inside;
-use opening::Opening;
+use opening::{Opening, Whose};
 pub(crate) use reclaim::Undone;
 use registry::Registry;
 pub use registry::{Checkout, Phase};
 pub(crate) use registry::{Holder, ScopeName};
-pub(crate) use session::{CloseOnDrop, Identity, Session};
+use session::Ending;
+pub(crate) use session::{Identity, Session};
 pub(crate) use stats::{CloseReason, Counters, add};
 pub use stats::{Closed, Distribution, PoolStats};
 
@@ -57,6 +59,8 @@ use crate::config::Config;
 use crate::connect::{ConnectError, Connector};
 use crate::error::{CheckoutTimeout, Error, Result};
 use crate::statement::Doorkeeper;
+
+const SHUTTING_DOWN: &str = "the runtime is shutting down";
 
 /// A connection as bb8 lends it.
 pub(crate) type Held = bb8::PooledConnection<'static, Manager>;
@@ -104,10 +108,13 @@ impl std::fmt::Debug for Pool {
 /// A background task of the handle's. It gets the pool weakly and ends by itself.
 pub(crate) type Companion = Box<dyn FnOnce(Weak<Pool>) -> BoxFuture<'static, ()> + Send>;
 
-/// A connection that is not the pool's any more, on one of its places.
-pub(crate) struct Dedicated {
-    pub(crate) conn: AsyncPgConnection,
-    pub(crate) rest: (CloseOnDrop, Permit),
+/// See [`Pool::in_background`].
+struct Background(Arc<Pool>);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.admission.end_in_background();
+    }
 }
 
 /// How long a checkout may take, and what says so.
@@ -182,7 +189,7 @@ impl Pool {
     pub(crate) async fn connect_first(self: &Arc<Self>) -> Result<()> {
         let Ok(Some(permit)) = self.admission.try_admit() else { return Ok(()) };
         // A deadline that has passed allows one attempt, and `connect_timeout` bounds that.
-        let opened = self.open(permit, Instant::now()).await;
+        let opened = self.open(permit, Instant::now(), Whose::Nobodys).await;
         drop(opened.map_err(|error| Error::Connect(Box::new(error)))?);
         // Only now: the keeper would not see it coming, and open one too.
         self.start();
@@ -203,7 +210,7 @@ impl Pool {
         };
         match self.take_idle() {
             Some(held) if self.is_current(&held) => {
-                self.counters.wait.record(Duration::ZERO);
+                self.waited(scope, Duration::ZERO);
                 // No await since the connection was taken.
                 self.lend(permit, held, scope)
             }
@@ -229,15 +236,22 @@ impl Pool {
         began: Instant,
     ) -> Result<Lease> {
         // An attempt that is still under way then goes on without us, and keeps its place until it ends.
-        let (held, permit) = match timeout_at(limit.until, self.obtain(permit, unfit, limit.until)).await {
-            Ok(Ok(obtained)) => obtained,
-            _ if self.admission.is_closed() => return Err(self.refusal(&Refused::Closed, scope, limit, began)),
-            Ok(Err(error)) if error.is_fatal() => return Err(Error::Connect(Box::new(error))),
-            Ok(Err(_)) | Err(_) => return Err(self.refusal(&Refused::TimedOut, scope, limit, began)),
-        };
-        self.counters.wait.record(began.elapsed());
+        let (held, permit) =
+            match timeout_at(limit.until, self.obtain(permit, unfit, limit.until, Whose::Nobodys)).await {
+                Ok(Ok(obtained)) => obtained,
+                _ if self.admission.is_closed() => return Err(self.refusal(&Refused::Closed, scope, limit, began)),
+                Ok(Err(error)) if error.is_fatal() => return Err(Error::Connect(Box::new(error))),
+                Ok(Err(_)) | Err(_) => return Err(self.refusal(&Refused::TimedOut, scope, limit, began)),
+            };
+        self.waited(scope, began.elapsed());
         // No await since the connection was taken.
         self.lend(permit, held, scope)
+    }
+
+    fn waited(&self, scope: ScopeName, wait: Duration) {
+        if !scope.ours {
+            self.counters.wait.record(wait);
+        }
     }
 
     /// The pool may have been closed since the permit was given: then `close` found no entry to wait for.
@@ -250,29 +264,10 @@ impl Pool {
         Ok(lease)
     }
 
-    /// Opens a connection for work that no scope fits, as migrations. It takes one of the pool's places until both parts
-    /// of it are dropped; an idle connection makes room for it.
-    ///
-    /// # Cancel safety
-    /// As [`checkout`](Self::checkout).
-    pub(crate) async fn dedicated(self: &Arc<Self>, scope: ScopeName) -> Result<Dedicated> {
-        self.start();
-        let began = Instant::now();
-        let limit = Limit { until: began + self.config.checkout_timeout, set_by: "`checkout_timeout`" };
-        let admitted = self.admission.admit(limit.until).await;
-        let mut permit = admitted.map_err(|refused| self.refusal(&refused, scope, limit, began))?;
-        if let Some(held) = self.take_idle() {
-            let freed = self.close_session(held, permit, CloseReason::Outdated).await;
-            permit = freed.map_err(|_| Error::Closed { scope: scope.to_string() })?;
-        }
-        let session = self.bb8.dedicated_connection().await.map_err(|error| Error::Connect(Box::new(error)))?;
-        let (conn, closer) = session.into_parts();
-        Ok(Dedicated { conn, rest: (closer, permit) })
-    }
-
     /// Marks what is done until the guard is dropped as work of our own that ends soon by itself.
-    pub(crate) fn in_background(&self) -> impl Drop + '_ {
-        self.admission.in_background()
+    pub(crate) fn in_background(self: &Arc<Self>) -> impl Drop + Send + 'static {
+        self.admission.begin_in_background();
+        Background(Arc::clone(self))
     }
 
     /// Changes when the pool is closed or dropped; `close` waits until nobody holds one of these any more.
@@ -284,25 +279,28 @@ impl Pool {
         self.admission.is_closed()
     }
 
-    /// A connection in place of one that was found dead. The lease's permit goes on standing for it.
+    /// A connection in place of one that was found dead, or that cannot write any more.
+    ///
+    /// The lease's permit goes along, so that what is being closed and opened keeps its place in `max_size` when the scope
+    /// is dropped meanwhile. If there is no other connection the lease stays without one: its own is over.
     ///
     /// # Cancel safety
     /// As [`checkout`](Self::checkout).
     pub(crate) async fn replace_in(self: &Arc<Self>, lease: &Lease, until: Instant) -> Result<(), ConnectError> {
-        loop {
-            if let Some(held) = self.take_idle() {
-                if self.is_current(&held) {
-                    lease.replace(held);
-                    return Ok(());
-                }
-                self.forget(held, CloseReason::Outdated);
-                continue;
-            }
-            let began = Instant::now();
-            let opened = timeout_at(until, self.open_until(until, pending())).await;
-            lease.replace(opened.unwrap_or_else(|_| Err(ConnectError::timed_out(began.elapsed())))?);
-            return Ok(());
+        let began = Instant::now();
+        let Some(permit) = lease.take_permit() else { return Err(ConnectError::stopped(&"there was none before")) };
+        let old = lease.session();
+        if !old.is_dead() {
+            old.ending.cut();
         }
+        let over = self.when_over(Arc::clone(&old.ending), permit);
+        let obtained = timeout_at(until, async {
+            let permit = over.await.map_err(|_| ConnectError::stopped(&SHUTTING_DOWN))?;
+            self.obtain(permit, None, until, Whose::Leases).await
+        });
+        let (held, permit) = obtained.await.unwrap_or_else(|_| Err(ConnectError::timed_out(began.elapsed())))?;
+        lease.replace(held, permit);
+        Ok(())
     }
 
     /// An idle connection that may be lent, or a new one; `unfit` was found not to be.
@@ -311,12 +309,13 @@ impl Pool {
         mut permit: Permit,
         mut unfit: Option<Held>,
         until: Instant,
+        whose: Whose,
     ) -> Result<(Held, Permit), ConnectError> {
         loop {
             if let Some(held) = unfit.take() {
                 let reason = if held.is_dead() { CloseReason::Broken } else { CloseReason::Outdated };
                 let freed = self.close_session(held, permit, reason).await;
-                permit = freed.map_err(|_| ConnectError::stopped(&"the runtime is shutting down"))?;
+                permit = freed.map_err(|_| ConnectError::stopped(&SHUTTING_DOWN))?;
             }
             match self.take_idle() {
                 Some(held) if self.is_current(&held) => return Ok((held, permit)),
@@ -325,7 +324,7 @@ impl Pool {
             }
         }
         let _waiting = self.admission.wait_in_line();
-        self.open(permit, until).await
+        self.open(permit, until, whose).await
     }
 
     /// What the last failed attempt to connect said, unless the server was reached since.
@@ -392,14 +391,25 @@ impl Pool {
         drop(permit);
     }
 
-    /// Closes a session, in a task of its own that gives the permit away when the server has closed it too.
+    /// Closes a session and gives the permit away when the server has closed it too.
     fn close_session(&self, held: Held, permit: Permit, reason: CloseReason) -> oneshot::Receiver<Permit> {
-        let (free, freed) = oneshot::channel();
-        let (ending, patience) = (Arc::clone(&held.ending), self.config.cleanup_timeout);
+        let ending = Arc::clone(&held.ending);
         self.forget(held, reason);
+        self.when_over(ending, permit)
+    }
+
+    /// Waits for the end of a session in a task of its own, which gives the permit away then.
+    fn when_over(&self, ending: Arc<Ending>, permit: Permit) -> oneshot::Receiver<Permit> {
+        let (free, freed) = oneshot::channel();
+        if ending.is_over() {
+            let _ = free.send(permit);
+            return freed;
+        }
+        let patience = self.config.cleanup_timeout;
         self.spawn(async move {
-            // What is not over by then is cut off by its driver's task.
-            let _ = tokio::time::timeout(patience, ending.over()).await;
+            if tokio::time::timeout(patience, ending.over()).await.is_err() {
+                ending.cut();
+            }
             let _ = free.send(permit);
         });
         freed
@@ -443,20 +453,25 @@ impl Pool {
     }
 
     fn refusal(&self, refused: &Refused, scope: ScopeName, limit: Limit, began: Instant) -> Error {
+        let count = |counter| {
+            if !scope.ours {
+                add(counter)
+            }
+        };
         let (scope, waited) = (scope.to_string(), began.elapsed());
         match refused {
             Refused::Closed => Error::Closed { scope },
             Refused::TimedOut => {
-                add(&self.counters.timeouts);
+                count(&self.counters.timeouts);
                 Error::CheckoutTimeout(Box::new(self.checkout_timeout(scope, waited, limit.set_by)))
             }
             Refused::QueueFull => {
-                add(&self.counters.shed);
+                count(&self.counters.shed);
                 let reason = "as many others wait as `max_waiting` allows".into();
                 Error::Overloaded { scope, waited, reason }
             }
             Refused::Shed => {
-                add(&self.counters.shed);
+                count(&self.counters.shed);
                 let reason = "every wait of the last `queue_interval` was longer than `queue_target`".into();
                 Error::Overloaded { scope, waited, reason }
             }
