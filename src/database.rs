@@ -75,6 +75,9 @@ impl Database {
 
     /// Runs `body` on a connection without a transaction, for reads: one round trip each.
     ///
+    /// A first read that is lost with its connection is sent again, on two other connections at most: one that ends its own
+    /// session, as `pg_terminate_backend(pg_backend_pid())`, does so three times and then fails.
+    ///
     /// # Errors
     /// The body's own; ours if no connection was to be had, as for [`TransactionBuilder::run`].
     ///

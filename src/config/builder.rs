@@ -98,8 +98,9 @@ impl Config {
     /// The kernel closes a TCP connection when data that was sent stays unacknowledged so long; `None` leaves it to the
     /// system. **Default: 30 s.**
     ///
-    /// The system's own answer is about 15 minutes. A network path that swallows packets is not a slow one after 30 s. Linux
-    /// only. URL parameter `tcp_user_timeout`, in milliseconds.
+    /// The system's own answer is about 15 minutes. A network path that swallows packets is not a slow one after 30 s. This is
+    /// also what ends a scope without a deadline whose connection went silent: its first flight is then sent again on another
+    /// one, a later statement fails. Linux only. URL parameter `tcp_user_timeout`, in milliseconds.
     pub fn tcp_user_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.tcp_user_timeout = timeout.into();
         self
@@ -151,8 +152,10 @@ impl Config {
     /// HikariCP.
     ///
     /// NAT gateways and load balancers forget a silent connection, the quicker ones after 4 to 6 minutes (Azure, AWS), without
-    /// telling. TCP keepalive (URL parameters `keepalives_*`) finds that out; this keeps it from happening. When set, it must
-    /// be less than `idle_timeout` and `max_lifetime`.
+    /// telling. TCP keepalive (URL parameters `keepalives_*`) finds that out; this keeps it from happening. One that does not
+    /// answer within [`cleanup_timeout`](Self::cleanup_timeout) is closed. They are spoken to one after the other, a second apart
+    /// at most, so that a borrower never finds all of them busy; none waits for the answer of another. When set, it must be less
+    /// than `idle_timeout` and `max_lifetime`.
     pub fn keepalive(mut self, idle: impl Into<Option<Duration>>) -> Self {
         self.keepalive = idle.into();
         self
