@@ -152,3 +152,16 @@ pub(crate) async fn watch(pool: Weak<Pool>, interval: Duration, told: LastHealth
         *told.lock() = Some(health);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_is_complained_of_and_one_that_is_behind_by_how_much() {
+        let complaint = |standby, lag| Answer { version: String::new(), standby, lag }.complaint();
+        assert_eq!(complaint(false, None), None);
+        assert_eq!(complaint(true, Some(1.0)).unwrap(), "the server is a standby: writes are refused");
+        assert_eq!(complaint(true, Some(11.4)).unwrap(), "the server is a standby, 11 s behind");
+    }
+}

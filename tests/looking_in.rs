@@ -151,7 +151,8 @@ async fn the_pools_own_work_is_in_no_total() {
     }
     setup.all_back().await;
     assert_eq!(totals(), before);
-    assert_eq!(before.0, 1);
+    assert_eq!(before, (1, 1, 1, 0, 0, 0));
+    assert_eq!((setup.db.stats().connect.count, setup.db.stats().transaction.count), (1, 1));
 }
 
 #[tokio::test]
@@ -207,7 +208,8 @@ async fn shown(url: &str, log: &Log) -> String {
     };
     let error = Database::connect(config.clone()).await.map(drop).unwrap_err();
     let shown = format!("{config:?} {error} {error:?} {}", log.text());
-    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Err::<(), _>(error).unwrap())).unwrap_err();
+    let failed: Result<(), Error> = Err(error);
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| failed.unwrap())).unwrap_err();
     format!("{shown} {}", panic.downcast_ref::<String>().unwrap())
 }
 
@@ -220,7 +222,7 @@ fn whatever_the_password_it_is_shown_nowhere() {
     proptest!(config, |(start in "[A-Z]{5}", middle in "[ -~]{0,9}", end in "[A-Z]{5}")| {
         let (log, _listening) = Log::listen();
         let secret = format!("{start}{middle}{end}");
-        let encoded: String = secret.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let encoded = secret.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02X}"));
         let url = |login: &str| server.url("postgres").replace("postgres@", login);
         let parameter = format!("{}?password={encoded}", url("app@"));
         for url in [url(&format!("app:{encoded}@")), url(&format!("app:{secret}@")), parameter] {
@@ -239,6 +241,12 @@ async fn health_says_healthy_full_away_or_silent() {
     let health = setup.db.health().await;
     assert_eq!((health.status, &health.reason), (HealthStatus::Healthy, &None), "{health:?}");
     assert!(health.latency.is_some() && health.server_version.is_some(), "{health:?}");
+
+    // Cheap enough for a probe each second.
+    setup.db.health().await;
+    let before = proxy.round_trips();
+    setup.db.health().await;
+    assert_eq!(proxy.round_trips() - before, 1);
 
     let held = hold(&setup.db, "holder").await;
     let (health, took) = timed(setup.db.health()).await;

@@ -75,7 +75,7 @@ impl Network {
         run("nft", &format!("add rule inet silence input tcp dport {port} drop"));
     }
 
-    fn heal(&self) {
+    fn heal() {
         run("nft", "flush chain inet silence input");
     }
 }
@@ -106,7 +106,7 @@ async fn child_in_a_namespace() {
     });
     let error: Error = scope.await.unwrap_err();
     assert!(error.is_connection_lost() && error.is_retryable(), "{error:?}");
-    network.heal();
+    Network::heal();
     ping(&db).await.unwrap();
 
     // An idle one is found by the kernel's own keepalive, although nobody speaks.
@@ -114,7 +114,7 @@ async fn child_in_a_namespace() {
     let (_, took) = timed(until("found", || db.stats().size == 0)).await;
     println!("a silent idle connection was gone after {took:.1?}");
     assert!(took < Duration::from_secs(3) + slack, "{took:?}");
-    network.heal();
+    Network::heal();
 
     // Nothing gets through to the server at all: whoever wants a connection is told in time.
     let timeout = Duration::from_secs(1);
@@ -126,6 +126,6 @@ async fn child_in_a_namespace() {
     let (told, took) = timed(ping(&db)).await;
     assert!(matches!(told, Err(Error::CheckoutTimeout(_))), "{told:?}");
     assert!(took < timeout + slack, "{took:?}");
-    network.heal();
+    Network::heal();
     ping(&db).await.unwrap();
 }

@@ -245,7 +245,7 @@ mod tests {
         let later = later + 1001 * MS;
         assert!(!shedding.admits(60 * MS, later), "a whole interval without one: longer than the target");
         assert!(shedding.admits(40 * MS, later + MS), "shorter");
-        assert!(shedding.admits(0 * MS, later + 2 * MS), "the queue is empty for a moment");
+        assert!(shedding.admits(Duration::ZERO, later + 2 * MS), "the queue is empty for a moment");
         assert!(!shedding.admits(60 * MS, later + 3 * MS), "that is not the end of it");
         let later = later + 1001 * MS;
         for n in 0..20 {

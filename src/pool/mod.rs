@@ -22,6 +22,7 @@ mod nested;
 mod opening;
 mod reclaim;
 mod registry;
+mod replace;
 mod session;
 mod stats;
 
@@ -34,7 +35,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
@@ -50,7 +51,6 @@ pub(crate) use reclaim::Undone;
 use registry::Registry;
 pub use registry::{Checkout, Phase};
 pub(crate) use registry::{Holder, ScopeName};
-use session::Ending;
 pub(crate) use session::{Identity, Session};
 pub(crate) use stats::{CloseReason, Counters, add};
 pub use stats::{Closed, Distribution, PoolStats};
@@ -279,30 +279,6 @@ impl Pool {
         self.admission.is_closed()
     }
 
-    /// A connection in place of one that was found dead, or that cannot write any more.
-    ///
-    /// The lease's permit goes along, so that what is being closed and opened keeps its place in `max_size` when the scope
-    /// is dropped meanwhile. If there is no other connection the lease stays without one: its own is over.
-    ///
-    /// # Cancel safety
-    /// As [`checkout`](Self::checkout).
-    pub(crate) async fn replace_in(self: &Arc<Self>, lease: &Lease, until: Instant) -> Result<(), ConnectError> {
-        let began = Instant::now();
-        let Some(permit) = lease.take_permit() else { return Err(ConnectError::stopped(&"there was none before")) };
-        let old = lease.session();
-        if !old.is_dead() {
-            old.ending.cut();
-        }
-        let over = self.when_over(Arc::clone(&old.ending), permit);
-        let obtained = timeout_at(until, async {
-            let permit = over.await.map_err(|_| ConnectError::stopped(&SHUTTING_DOWN))?;
-            self.obtain(permit, None, until, Whose::Leases).await
-        });
-        let (held, permit) = obtained.await.unwrap_or_else(|_| Err(ConnectError::timed_out(began.elapsed())))?;
-        lease.replace(held, permit);
-        Ok(())
-    }
-
     /// An idle connection that may be lent, or a new one; `unfit` was found not to be.
     async fn obtain(
         self: &Arc<Self>,
@@ -391,37 +367,6 @@ impl Pool {
         drop(permit);
     }
 
-    /// Closes a session and gives the permit away when the server has closed it too.
-    fn close_session(&self, held: Held, permit: Permit, reason: CloseReason) -> oneshot::Receiver<Permit> {
-        let ending = Arc::clone(&held.ending);
-        self.forget(held, reason);
-        self.when_over(ending, permit)
-    }
-
-    /// Waits for the end of a session in a task of its own, which gives the permit away then.
-    fn when_over(&self, ending: Arc<Ending>, permit: Permit) -> oneshot::Receiver<Permit> {
-        let (free, freed) = oneshot::channel();
-        if ending.is_over() {
-            let _ = free.send(permit);
-            return freed;
-        }
-        let patience = self.config.cleanup_timeout;
-        self.spawn(async move {
-            if tokio::time::timeout(patience, ending.over()).await.is_err() {
-                ending.cut();
-            }
-            let _ = free.send(permit);
-        });
-        freed
-    }
-
-    /// Drops a session for good. Its driver's task says goodbye to the server.
-    fn forget(&self, mut held: Held, reason: CloseReason) {
-        held.close = Some(reason);
-        self.counters.count_closed(reason);
-        drop(held);
-    }
-
     /// A session learned that the server went away: what was opened before is not worth trying.
     pub(crate) fn outdate(&self, session: &Session) {
         // Only the first of them; its siblings come to the same conclusion.
@@ -455,7 +400,7 @@ impl Pool {
     fn refusal(&self, refused: &Refused, scope: ScopeName, limit: Limit, began: Instant) -> Error {
         let count = |counter| {
             if !scope.ours {
-                add(counter)
+                add(counter);
             }
         };
         let (scope, waited) = (scope.to_string(), began.elapsed());

@@ -171,8 +171,7 @@ async fn a_password_on_the_open_network_is_warned_of_once() {
     let route = crate::connect::hosts::routes(&place, Instant::now()).await.unwrap().remove(0);
     // One for the process, each thread with a text of its own: of one for a single thread events are lost, because whether a
     // place in the code is of interest is remembered for all threads.
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    LISTENS.call_once(|| {
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log).finish();
         tracing::subscriber::set_global_default(subscriber).unwrap();
     });
@@ -188,6 +187,9 @@ async fn a_password_on_the_open_network_is_warned_of_once() {
 thread_local! {
     static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
+
+/// There is a subscriber.
+static LISTENS: Once = Once::new();
 
 struct Log;
 
