@@ -219,6 +219,7 @@ async fn a_scope_dropped_while_its_connection_is_replaced_leaves_its_place_to_th
     proxy.release_all();
     next.await.unwrap().unwrap();
     assert_eq!((setup.db.stats().opened, setup.db.stats().size), (2, 1), "the one that was being opened is used");
+    assert_eq!(proxy.counts().connections, 2, "and no other was begun");
 }
 
 #[tokio::test]

@@ -206,10 +206,10 @@ async fn shown(url: &str, log: &Log) -> String {
         Ok(config) => config,
         Err(error) => return format!("{error} {error:?}"),
     };
-    let error = Database::connect(config.clone()).await.map(drop).unwrap_err();
+    let told = Database::connect(config.clone()).await.map(drop);
+    let error = told.as_ref().unwrap_err();
     let shown = format!("{config:?} {error} {error:?} {}", log.text());
-    let failed: Result<(), Error> = Err(error);
-    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| failed.unwrap())).unwrap_err();
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| told.unwrap())).unwrap_err();
     format!("{shown} {}", panic.downcast_ref::<String>().unwrap())
 }
 
