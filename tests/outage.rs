@@ -17,7 +17,9 @@ async fn under_load(server: &Server, how: Option<Stop>) -> (Duration, Duration) 
     const CONNECTIONS: usize = 8;
     let database = server.empty_database().await.unwrap();
     let sql = "CREATE TABLE notes (id bigserial PRIMARY KEY, text text NOT NULL, seen bigint NOT NULL DEFAULT 0)";
-    database.client().await.unwrap().batch_execute(sql).await.unwrap();
+    let client = database.client().await.unwrap();
+    client.batch_execute(sql).await.unwrap();
+    client.batch_execute("CHECKPOINT").await.unwrap(); // the server is not durable: the table could be lost when it is killed
     let config = Config::from_url(&database.url()).unwrap().max_size(8).min_idle(0).health_interval(None);
     let db = Database::connect(config).await.unwrap();
     let (stop, stored) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));

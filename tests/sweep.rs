@@ -110,7 +110,8 @@ async fn scope(db: &Database, kind: Kind, hooks: Arc<AtomicU32>) -> Result<(), E
                     note(tx, "undone").await?;
                     batch(tx, "SELECT pg_sleep(30)").await
                 });
-                assert!(timeout(Duration::from_millis(15), inner).await.is_err());
+                let cut_off = timeout(Duration::from_millis(15), inner).await;
+                assert!(cut_off.is_err(), "{cut_off:?}");
                 note(tx, "b").await?;
             }
             Kind::Pipelined => {
