@@ -17,7 +17,7 @@ use std::{env, thread};
 use t2m_db::testing::Server;
 use tokio::runtime::Runtime;
 
-use crate::peer::{Result, SEED};
+use crate::peer::{AFRESH, Result, SEED};
 use crate::report::Report;
 use crate::rounds::{Bench, Effort, FULL, PEERS, QUICK, SMOKE};
 
@@ -109,7 +109,9 @@ fn server() -> Result<(Runtime, Server, String)> {
     let runtime = Runtime::new()?;
     let (server, url) = runtime.block_on(async {
         let server = Server::builder().tcp().setting("autovacuum", "off").start().await?;
-        server.client("postgres").await?.batch_execute(SEED).await?;
+        let client = server.client("postgres").await?;
+        client.batch_execute(SEED).await?;
+        client.batch_execute(AFRESH).await?;
         let url = server.tcp_url("postgres")?;
         Result::<_>::Ok((server, url))
     })?;

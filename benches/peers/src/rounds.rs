@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use tokio_postgres::Client;
 
 use crate::drive::{POOL, Sample};
-use crate::peer::{ITEMS, Result, Work};
+use crate::peer::{AFRESH, ITEMS, Result, Work};
 
 /// t2m-db first: the others are compared with it.
 pub const PEERS: [&str; 10] = [
@@ -148,7 +148,7 @@ impl Bench {
                 }
                 let work = if yardstick { Work::W3 } else { work };
                 if work.writes() {
-                    self.runtime.block_on(self.client.batch_execute("TRUNCATE entries"))?;
+                    self.runtime.block_on(self.client.batch_execute(AFRESH))?;
                 }
                 // In the first round every connection has to see each statement; a pool may hand them out in turn.
                 let warm = if round == 0 { 3 * POOL } else { POOL };
