@@ -70,10 +70,13 @@ impl Database {
     /// A transaction with a name and options. The name goes into spans, logs, reports and errors.
     #[track_caller]
     pub fn transaction(&self, name: &'static str) -> TransactionBuilder<'_> {
-        TransactionBuilder::new(&self.pool, ScopeName { name, place: Location::caller() })
+        TransactionBuilder::new(&self.pool, ScopeName::new(name, Location::caller()))
     }
 
     /// Runs `body` on a connection without a transaction, for reads: one round trip each.
+    ///
+    /// A first read that is lost with its connection is sent again, on two other connections at most: one that ends its own
+    /// session, as `pg_terminate_backend(pg_backend_pid())`, does so three times and then fails.
     ///
     /// # Errors
     /// The body's own; ours if no connection was to be had, as for [`TransactionBuilder::run`].
@@ -93,7 +96,7 @@ impl Database {
         R: Send + 'a,
         E: From<Error> + Send + 'a,
     {
-        let scope = ScopeName { name: "with_connection", place: Location::caller() };
+        let scope = ScopeName::new("with_connection", Location::caller());
         read(&self.pool, scope, body)
     }
 
@@ -114,18 +117,17 @@ impl Database {
     /// so at the same time wait for each other: each migration is applied once.
     ///
     /// # Errors
-    /// [`Error::Migrate`] names the one that failed; those before it stay applied.
+    /// [`Error::Migrate`] names the one that failed; those before it stay applied. So it is with the one that
+    /// [`close`](Self::close) cut off when its grace had passed.
     ///
     /// # Cancel safety
     /// Once it holds the lock, it runs to its end on a thread of its own.
     #[track_caller]
     pub fn migrate(&self) -> impl Future<Output = Result<Vec<String>>> + Send + '_ {
-        let scope = ScopeName { name: "migrate", place: Location::caller() };
+        let scope = ScopeName::new("migrate", Location::caller());
         async move {
-            let Dedicated { conn, rest } = self.pool.dedicated(scope).await?;
-            let applied = migrate::run(conn).await;
-            drop(rest);
-            applied
+            let Dedicated { conn, place } = self.pool.dedicated(scope).await?;
+            migrate::run(conn, place).await
         }
     }
 

@@ -94,7 +94,7 @@ pub(crate) async fn check(pool: &Arc<Pool>) -> Health {
 /// Sets `asked` when it has a connection.
 async fn ask(pool: &Arc<Pool>, asked: &AtomicBool) -> Result<Answer> {
     use diesel_async::RunQueryDsl; // here only: it has a `load` that hides the one of atomics
-    let scope = ScopeName { name: "health", place: std::panic::Location::caller() };
+    let scope = ScopeName::ours("health");
     let answer = read(pool, scope, async |conn| {
         asked.store(true, Relaxed);
         diesel::sql_query(QUESTION).get_result(conn).await.map_err(Error::from)
@@ -150,5 +150,18 @@ pub(crate) async fn watch(pool: Weak<Pool>, interval: Duration, told: LastHealth
             last = health.status;
         }
         *told.lock() = Some(health);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_is_complained_of_and_one_that_is_behind_by_how_much() {
+        let complaint = |standby, lag| Answer { version: String::new(), standby, lag }.complaint();
+        assert_eq!(complaint(false, None), None);
+        assert_eq!(complaint(true, Some(1.0)).unwrap(), "the server is a standby: writes are refused");
+        assert_eq!(complaint(true, Some(11.4)).unwrap(), "the server is a standby, 11 s behind");
     }
 }

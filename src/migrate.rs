@@ -39,7 +39,8 @@ extern "SQL" {
 
 /// Applies what is pending and returns the names of the migrations that it applied, in order.
 ///
-/// Takes a connection of its own and closes it: the session is made writable, and holds the lock.
+/// Takes a connection of its own and closes it: the session is made writable, and holds the lock. `place` is dropped when
+/// the connection is.
 ///
 /// # Errors
 ///
@@ -49,12 +50,16 @@ extern "SQL" {
 ///
 /// Safe at any point. Until the lock is held nothing has happened; from then on the migrations run to their end on a
 /// thread of their own, although nobody waits for them.
-pub(crate) async fn run(mut conn: AsyncPgConnection) -> Result<Vec<String>> {
+pub(crate) async fn run(mut conn: AsyncPgConnection, place: impl Send + 'static) -> Result<Vec<String>> {
     conn.batch_execute("SET default_transaction_read_only = off").await?;
     while !diesel::select(pg_try_advisory_lock(LOCK)).get_result(&mut conn).await? {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(20..100))).await;
     }
-    let applying = tokio::task::spawn_blocking(move || apply(conn));
+    let applying = tokio::task::spawn_blocking(move || {
+        let applied = apply(conn);
+        drop(place);
+        applied
+    });
     applying.await.unwrap_or_else(|join| match join.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(cancelled) => Err(failed("(not begun)", cancelled.into())),

@@ -148,6 +148,11 @@ impl Wire {
         }
     }
 
+    /// The BEGIN that a scope sent was answered, and not with an error.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begins.load(SeqCst) > 0
+    }
+
     /// The transaction id that a row with the one column [`XID_COLUMN`] told in this scope.
     pub(crate) fn xid(&self) -> Option<u64> {
         Some(self.xid.load(SeqCst)).filter(|xid| *xid != 0)

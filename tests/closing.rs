@@ -301,6 +301,56 @@ async fn clean_ups_in_progress_are_waited_for() {
     assert_eq!(setup.db.stats().salvaged, 1);
 }
 
+/// Migrations that wait for a lock, and who holds it.
+async fn migrating() -> (Setup, tokio::task::JoinHandle<Result<Vec<String>, Error>>, tokio_postgres::Client) {
+    let database = t2m_db::testing::empty_database().await;
+    let (client, locker) = (database.client().await.unwrap(), database.client().await.unwrap());
+    locker.batch_execute("BEGIN; CREATE TABLE users ()").await.unwrap();
+    let db = Database::connect(quiet(&database.url()).max_size(1)).await.unwrap();
+    let task = tokio::spawn({
+        let db = db.clone();
+        async move { db.migrate().await }
+    });
+    let setup = Setup { db, client, database };
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    timed(async { while setup.client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0 {} }).await;
+    assert_eq!(setup.db.checkouts().iter().map(|one| one.name).collect::<Vec<_>>(), ["migrate"]);
+    (setup, task, locker)
+}
+
+#[tokio::test]
+async fn migrations_are_drained_and_cut_off_at_the_end_of_the_grace() {
+    let (setup, task, locker) = migrating().await;
+    let closing = tokio::spawn({
+        let db = setup.db.clone();
+        async move { db.close(Duration::from_secs(60)).await }
+    });
+    until("it is closing", || poll_closed(&setup.db)).await;
+    locker.batch_execute("ROLLBACK").await.unwrap();
+    assert!(!timed(task).await.0.unwrap().unwrap().is_empty());
+    let (report, _) = timed(closing).await;
+    let report = report.unwrap();
+    assert_eq!((report.drained, report.cancelled.len(), report.leaked.len()), (1, 0, 0), "{report:?}");
+    nothing_is_left(&setup).await;
+
+    for abandoned in [false, true] {
+        let (setup, task, _locker) = migrating().await;
+        if abandoned {
+            // They go on, on a thread of their own.
+            task.abort();
+        }
+        let (report, took) = timed(setup.db.close(50 * MS)).await;
+        assert_eq!(report.cancelled.iter().map(|one| one.name).collect::<Vec<_>>(), ["migrate"], "{report:?}");
+        assert_eq!((report.drained, report.leaked.len()), (0, 0), "{report:?}");
+        assert!(took < Duration::from_secs(3), "{took:?}");
+        nothing_is_left(&setup).await;
+        match task.await {
+            Ok(told) => assert!(matches!(told, Err(Error::Migrate { .. })), "{told:?}"),
+            Err(aborted) => assert!(abandoned && aborted.is_cancelled()),
+        }
+    }
+}
+
 #[tokio::test]
 async fn dropping_the_last_handle_leaves_no_session_and_no_task() {
     let (database, client) = table().await;

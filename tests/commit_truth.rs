@@ -268,6 +268,56 @@ async fn without_resolution_a_lost_reply_is_unknown_and_says_what_is_known() {
     assert_eq!(db.stats().commit_unknown, 3);
 }
 
+fn question_for_the_id() -> Match {
+    Match::new(|message| message.text.contains("t2m_xid"))
+}
+
+#[tokio::test]
+async fn a_connection_lost_before_commit_was_sent_is_not_committed() {
+    let database = database(None).await;
+    let proxy = Proxy::start_unix(&database.url()).await.unwrap();
+    let db = pool(&proxy, |config| config).await;
+    for (lane, kind) in (1..).zip(KNOWN) {
+        let id = lane * 10;
+        for warm in 1..4 {
+            one(&db, kind, id + warm).await.result.unwrap();
+        }
+        let cut = proxy.cut(When::AfterReply, question_for_the_id());
+        let error = one(&db, kind, id).await.result.unwrap_err();
+        timeout(LONG, cut).await.unwrap();
+        assert!(error.commit_outcome() == CommitOutcome::NotCommitted && error.is_retryable(), "{kind:?}: {error:?}");
+    }
+    assert!(stored(&database).await.keys().all(|id| id % 10 != 0));
+}
+
+#[tokio::test]
+async fn the_last_flight_waits_for_the_id_instead_of_being_two() {
+    use diesel_async::RunQueryDsl;
+    let database = database(None).await;
+    let proxy = Proxy::start_unix(&database.url()).await.unwrap();
+    let db = pool(&proxy, |config| config.max_size(1)).await;
+    for id in 1..4 {
+        one(&db, Kind::CommitWith, id).await.result.unwrap();
+    }
+    proxy.hold_replies_to(question_for_the_id());
+    let (before_last, reached) = tokio::sync::oneshot::channel();
+    let release = async {
+        reached.await.unwrap(); // and the last statement was polled since, in the same turn
+        let commit_sent = proxy.until_sent(commit());
+        proxy.release_one();
+        timeout(LONG, commit_sent).await.expect("COMMIT is sent though the statement's reply is held back");
+        proxy.release_all();
+    };
+    let scope = db.with_transaction(async |tx| {
+        let row = |part: i32| diesel::insert_into(entries::table).values((entries::id.eq(9), entries::part.eq(part)));
+        row(1).execute(tx).await?;
+        before_last.send(()).unwrap();
+        tx.commit_with(row(2)).await
+    });
+    let (stored, ()) = tokio::join!(scope, release);
+    assert_eq!(stored.unwrap(), 1);
+}
+
 #[tokio::test]
 async fn a_read_only_transaction_is_never_unknown() {
     use diesel_async::RunQueryDsl;

@@ -99,18 +99,19 @@ pub(crate) async fn compare(client: &tokio_postgres::Client, told: &[Told]) -> (
     (counts, lost)
 }
 
-async fn crashes(server: &Server, length: Duration) -> u32 {
+/// Crashes the server so many times under load; returns how many committed entries were lost.
+async fn crashes(server: &Server, times: u32) -> u32 {
     let database = server.empty_database().await.unwrap();
     database.client().await.unwrap().batch_execute("CREATE TABLE ledger (id bigint PRIMARY KEY)").await.unwrap();
     let config = Config::from_url(&database.url()).unwrap().max_size(6).health_interval(None);
     let db = Database::connect(config).await.unwrap();
     let load = Load::start(&db, 8);
-    let (end, mut crashes, mut windows) = (Instant::now() + length, 0, Vec::new());
-    while Instant::now() < end {
+    let mut windows = Vec::new();
+    while windows.len() < times as usize {
         let before = load.committed.load(SeqCst);
         // At a random moment, once it works again.
         while load.committed.load(SeqCst) < before + 8 {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         tokio::time::sleep(Duration::from_micros(fastrand::u64(0..20_000))).await;
         let client = database.client().await.unwrap();
@@ -122,28 +123,26 @@ async fn crashes(server: &Server, length: Duration) -> u32 {
         }
         server.until_ready().await.unwrap();
         windows.push((began, SystemTime::now()));
-        crashes += 1;
     }
     let told = load.end().await;
     let (counts, lost) = compare(&database.client().await.unwrap(), &told).await;
-    println!("{crashes} crashes: {counts:?}, {lost} committed ones lost");
+    println!("{times} crashes: {counts:?}, {lost} committed ones lost");
     for at in told.iter().filter_map(|one| one.unknown) {
         // The reply that was lost may have been to a COMMIT that was sent a little before.
         let near = |(began, ended): &(SystemTime, SystemTime)| at + Duration::from_secs(1) > *began && at < *ended;
         assert!(windows.iter().any(near), "unknown at {at:?}, no crash near it");
     }
-    assert!(crashes > 3 && counts["Committed"] > 100, "{crashes} crashes, {counts:?}");
     lost
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_loses_nothing_that_was_told_committed() {
     let server = Server::builder().durable().start().await.unwrap();
-    assert_eq!(crashes(&server, Duration::from_secs(u64::from(rounds(14)))).await, 0);
+    assert_eq!(crashes(&server, rounds(8)).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_with_asynchronous_commit_stores_nothing_that_was_told_not_committed() {
     let server = Server::builder().durable().setting("synchronous_commit", "off").start().await.unwrap();
-    crashes(&server, Duration::from_secs(u64::from(rounds(14)))).await;
+    crashes(&server, rounds(8)).await;
 }

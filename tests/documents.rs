@@ -51,3 +51,36 @@ fn the_links_between_the_documents_lead_somewhere() {
         }
     }
 }
+
+/// What the documentation of a function on rows must tell: its owner check, its round trips, its index.
+const TELLS: &[(&str, &[&str])] = &[
+    ("whose rows", &["owner", "operators", "workers", "lease", "user"]),
+    ("its round trips", &["round trip"]),
+    ("its index", &["_idx`", "primary key", "unique index", "tables whole"]),
+];
+
+#[test]
+fn every_function_of_the_domain_tells_what_it_checks_and_costs() {
+    let (mut functions, mut silent) = (0, Vec::new());
+    for module in ["users", "jobs", "queue", "files"] {
+        for file in std::fs::read_dir(format!("{}/src/{module}", env!("CARGO_MANIFEST_DIR"))).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            let mut docs = String::new();
+            for line in text.lines() {
+                if let Some(doc) = line.strip_prefix("///") {
+                    docs += doc;
+                } else if let Some(function) = line.strip_prefix("pub async fn ") {
+                    functions += 1;
+                    let name = function.split(['(', '<']).next().unwrap();
+                    let docs = std::mem::take(&mut docs);
+                    let missing = TELLS.iter().filter(|(_, words)| !words.iter().any(|word| docs.contains(word)));
+                    silent.extend(missing.map(|(what, _)| format!("{module}::{name} does not tell {what}")));
+                } else if !line.starts_with("#[") {
+                    docs.clear();
+                }
+            }
+        }
+    }
+    assert!(functions > 45, "{functions}");
+    assert!(silent.is_empty(), "{silent:#?}");
+}

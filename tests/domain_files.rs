@@ -216,6 +216,14 @@ async fn a_broken_document_is_reported_and_the_rest_of_the_list_delivered() {
         .await
         .unwrap();
     assert!(matches!(files::video_count_view(conn, owner, ids[2]).await, Err(Error::BrokenDocument { .. })));
+    let wide = VideoDetails { width: Some(1920), ..VideoDetails::default() };
+    let changed = files::video_change_details(conn, owner, ids[2], &wide).await;
+    assert!(matches!(changed, Err(Error::BrokenDocument { .. })), "{changed:?}");
+    conn.batch_execute(&format!("UPDATE file_metadata SET file_metadata = 'null' WHERE id = '{}'", ids[0]))
+        .await
+        .unwrap();
+    let changed = files::video_change_details(conn, owner, ids[0], &wide).await.unwrap();
+    assert_eq!(changed.details().unwrap(), &wide);
     let kept = files::video_find(conn, owner, ids[2]).await.unwrap().unwrap();
     assert_eq!(serde_json::to_value(&kept.file_metadata).unwrap(), json!([1]));
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
+use diesel::prelude::*;
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use serde_json::json;
 use t2m_db::jobs::{self, Completion, Configuration, ErrorInfo, Job, Metrics, NewJob, Stage};
 use t2m_db::types::{JobId, JobStatus, JobType, PageSize, Percentage, Priority, QueueStatus, UserId};
-use t2m_db::{Error, queue};
+use t2m_db::{Error, queue, schema};
 use uuid::Uuid;
 
 use crate::domain_support::{fresh, job, user};
@@ -61,11 +62,32 @@ async fn a_job_goes_from_request_to_result() {
         processing_time: Some(Duration::from_millis(1_234)),
     };
     let done = jobs::complete(conn, owner, new.id, &result).await.unwrap();
+    let shown = serde_json::to_value(&done).unwrap();
+    assert_eq!((&shown["progress_percentage"], &shown["processing_time_seconds"]), (&json!(100.0), &json!(1.23)));
     assert_eq!(done.status, JobStatus::Completed);
     assert_eq!(done.progress_percentage.to_string(), "100.00");
     assert_eq!(done.processing_time_seconds.unwrap().to_string(), "1.23");
     assert_eq!(done.metrics.unwrap().get().unwrap().scenes_rendered, Some(3));
     assert!(done.completed_at >= done.started_at && done.started_at.is_some());
+}
+
+#[tokio::test]
+async fn a_time_in_a_document_is_read_from_python_and_written_for_it() {
+    let mut db = fresh().await;
+    let conn = &mut db.conn;
+    let owner = user(conn, "c1").await;
+    let id = job_in(conn, owner, &JobStatus::Queued).await;
+    // `datetime.utcnow().isoformat()` has no offset.
+    let python =
+        format!("UPDATE jobs SET error_info = '{{\"failed_at\": \"2024-05-01T12:00:00.5\"}}' WHERE id = '{id}'");
+    conn.batch_execute(&python).await.unwrap();
+    let job = jobs::find(conn, owner, id).await.unwrap().unwrap();
+    let failed_at = job.error_info.unwrap().get().unwrap().failed_at;
+    assert_eq!(failed_at.unwrap().timestamp_millis(), 1_714_564_800_500);
+    jobs::fail(conn, owner, id, &ErrorInfo { failed_at, ..ErrorInfo::new("x") }).await.unwrap();
+    let stored = schema::jobs::table.find(id).select(schema::jobs::error_info.retrieve_as_text("failed_at"));
+    let stored: Option<String> = stored.get_result(conn).await.unwrap();
+    assert_eq!(stored.as_deref(), Some("2024-05-01T12:00:00.500000+00:00"), "Python before 3.11 reads no `Z`");
 }
 
 #[tokio::test]

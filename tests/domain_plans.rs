@@ -3,6 +3,7 @@
 //! The statements are those that diesel sent, seen through its instrumentation; the plans are generic ones, as a prepared
 //! statement gets them that knows no values yet. There a partial index counts only if its predicate is proved without any.
 
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,19 +11,23 @@ use diesel::connection::InstrumentationEvent;
 use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
 use t2m_db::files::{self, NewThumbnail, ThumbnailDetails, VideoDetails};
 use t2m_db::jobs::{self, Completion, ErrorInfo};
+use t2m_db::operations;
 use t2m_db::queue::{self, Backoff, BatchSize, Worker};
 use t2m_db::testing::Dataset;
-use t2m_db::types::{FileId, JobId, JobStatus, PageSize, Percentage, UserId};
+use t2m_db::types::{FileId, JobId, JobStatus, OperationId, PageSize, Percentage, UserId};
 use t2m_db::users::{self, NewUser, UserChanges};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use uuid::Uuid;
 
 use crate::domain_support::{Fresh, fresh, job, scene, stored};
+use crate::sql_text::{paths, readable, split};
 
 /// Enough that an index is worth it; most users have little, and one has a third of all. `T2M_DB_TEST_FILES=1000000` asks
 /// the same of a million.
+const FILES: u32 = 40_000;
+
 fn dataset() -> Dataset {
-    let files = std::env::var("T2M_DB_TEST_FILES").ok().and_then(|files| files.parse().ok()).unwrap_or(40_000);
+    let files = std::env::var("T2M_DB_TEST_FILES").ok().and_then(|files| files.parse().ok()).unwrap_or(FILES);
     Dataset { users: (files / 100).max(2_000), files }
 }
 
@@ -31,6 +36,8 @@ struct Bench {
     client: Client,
     seen: Arc<Mutex<Vec<String>>>,
     owner: UserId,
+    /// What is snapshotted: each query's text and how it gets at its rows.
+    told: String,
 }
 
 async fn bench() -> Bench {
@@ -54,7 +61,7 @@ async fn bench() -> Bench {
     let (client, connection) = tokio_postgres::connect(&db.url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client.batch_execute("SET plan_cache_mode = force_generic_plan").await.unwrap();
-    Bench { db, client, seen, owner: Uuid::from_u128(1).into() }
+    Bench { db, client, seen, owner: Uuid::from_u128(1).into(), told: String::new() }
 }
 
 impl Bench {
@@ -63,15 +70,29 @@ impl Bench {
         &mut self.db.conn
     }
 
-    /// The generic plans of the statements since [`Self::conn`], of which there must be `round_trips`.
-    async fn plans(&self, name: &str, round_trips: usize) -> Vec<String> {
+    /// The generic plans of the statements since [`Self::conn`], and how many there must be.
+    async fn plans(&mut self, name: &str, statements: usize) -> Vec<String> {
         let seen = std::mem::take(&mut *self.seen.lock().unwrap());
-        assert_eq!(seen.len(), round_trips, "{name}: {seen:#?}");
+        assert_eq!(seen.len(), statements, "{name}: {seen:#?}");
+        writeln!(self.told, "{name}").unwrap();
         let mut plans = Vec::new();
         for statement in seen {
-            plans.push(self.plan(&statement).await);
+            let plan = self.plan(&statement).await;
+            write!(self.told, "{}\n{}", readable(&statement), paths(&plan)).unwrap();
+            plans.push(plan);
         }
+        self.told.push('\n');
         plans
+    }
+
+    /// A change of any query, or of how it gets at its rows, is seen in review. How it sorts a few rows depends on the size.
+    fn snapshot(&self, module: &str) {
+        if dataset().files != FILES {
+            return println!("{}", self.told);
+        }
+        insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+            insta::assert_snapshot!(format!("sql_of_{module}"), self.told);
+        });
     }
 
     async fn plan(&self, statement: &str) -> String {
@@ -103,7 +124,7 @@ impl Bench {
     }
 
     /// Every statement goes by the index named for it, and reads no table whole.
-    async fn goes_by(&self, name: &str, indexes: &[&str]) -> Vec<String> {
+    async fn goes_by(&mut self, name: &str, indexes: &[&str]) -> Vec<String> {
         let plans = self.plans(name, indexes.len()).await;
         for (plan, index) in plans.iter().zip(indexes) {
             assert!(plan.contains(index), "{name} is not by {index}:\n{plan}");
@@ -112,50 +133,13 @@ impl Bench {
         plans
     }
 
-    async fn goes_by_in_order(&self, name: &str, index: &str) {
+    async fn goes_by_in_order(&mut self, name: &str, index: &str) {
         let plans = self.goes_by(name, &[index]).await;
         assert!(!plans[0].contains("Sort"), "{name} sorts:\n{}", plans[0]);
         let bounded =
             plans[0].lines().any(|line| line.contains("Index Cond") && line.contains("ROW(created_at, id) <"));
         assert!(bounded, "{name} does not begin at its cursor:\n{}", plans[0]);
     }
-}
-
-/// The values in diesel's list of binds: commas inside of brackets and quotes do not count.
-fn split(binds: &str) -> Vec<String> {
-    let (mut parts, mut part, mut depth, mut quoted, mut escaped) = (Vec::new(), String::new(), 0, false, false);
-    for letter in binds[1..binds.len() - 1].chars() {
-        match letter {
-            '"' if !escaped => quoted = !quoted,
-            '(' | '[' | '{' if !quoted => depth += 1,
-            ')' | ']' | '}' if !quoted => depth -= 1,
-            ',' if !quoted && depth == 0 => {
-                parts.push(std::mem::take(&mut part).trim().to_owned());
-                continue;
-            }
-            _ => {}
-        }
-        escaped = letter == '\\' && !escaped;
-        part.push(letter);
-    }
-    if !part.trim().is_empty() {
-        parts.push(part.trim().to_owned());
-    }
-    parts
-}
-
-#[tokio::test]
-async fn lists_go_by_their_index_in_its_order_from_the_cursor() {
-    let mut bench = bench().await;
-    let (owner, size) = (bench.owner, PageSize::default());
-    files::video_list(bench.conn(), owner, size, None).await.unwrap();
-    bench.goes_by_in_order("video_list", "file_metadata_owner_idx").await;
-    jobs::list(bench.conn(), owner, size, None).await.unwrap();
-    bench.goes_by_in_order("jobs::list", "jobs_owner_idx").await;
-    jobs::list_by_status(bench.conn(), owner, &JobStatus::Queued, size, None).await.unwrap();
-    bench.goes_by_in_order("jobs::list_by_status", "jobs_owner_status_idx").await;
-    users::list_active(bench.conn(), size, None).await.unwrap();
-    bench.goes_by_in_order("users::list_active", "users_active_idx").await;
 }
 
 #[tokio::test]
@@ -222,6 +206,10 @@ async fn users_cost_what_they_promise() {
     bench.goes_by("find_by_clerk_id", &["users_clerk_user_id_key"]).await;
     users::find_by_email(bench.conn(), "u1@example.org").await.unwrap().unwrap();
     bench.goes_by("find_by_email", &["users_email_idx"]).await;
+    users::list_active(bench.conn(), PageSize::default(), None).await.unwrap();
+    bench.goes_by_in_order("list_active", "users_active_idx").await;
+    users::create(bench.conn(), &NewUser::new("newer")).await.unwrap();
+    bench.goes_by("create", &["users_clerk_user_id_key"]).await;
     users::update(bench.conn(), owner, &UserChanges::default()).await.unwrap();
     bench.goes_by("update", &["users_pkey"]).await;
     users::upsert(bench.conn(), &NewUser::new("c1")).await.unwrap();
@@ -234,13 +222,16 @@ async fn users_cost_what_they_promise() {
     users::system_statistics(bench.conn()).await.unwrap();
     bench.plans("system_statistics", 1).await;
     users::soft_delete(bench.conn(), Uuid::from_u128(7).into()).await.unwrap();
-    bench.goes_by("soft_delete", &["users_pkey", "jobs", "jobs_owner", "file_metadata"]).await;
+    bench.goes_by("soft_delete", &["users_pkey", "jobs_owner", "file_metadata", "jobs_owner"]).await;
+    let _claim = operations::claim(bench.conn(), OperationId::random()).await.unwrap();
+    bench.goes_by("operations::claim", &["operations"]).await;
+    bench.snapshot("users");
 }
 
 #[tokio::test]
-async fn jobs_and_queue_cost_what_they_promise() {
+async fn jobs_cost_what_they_promise() {
     let mut bench = bench().await;
-    let owner = bench.owner;
+    let (owner, size) = (bench.owner, PageSize::default());
     let new = job("a");
     jobs::create_and_enqueue(bench.conn(), owner, &new).await.unwrap();
     bench.goes_by("create_and_enqueue", &["users_pkey", "Insert on job_queue"]).await;
@@ -248,14 +239,43 @@ async fn jobs_and_queue_cost_what_they_promise() {
     bench.goes_by("create_and_enqueue_many", &["jobs_pkey", "Insert on job_queue"]).await;
     jobs::find(bench.conn(), owner, new.id).await.unwrap();
     bench.goes_by("find", &["jobs_pkey"]).await;
+    jobs::list(bench.conn(), owner, size, None).await.unwrap();
+    bench.goes_by_in_order("list", "jobs_owner_idx").await;
+    jobs::list_by_status(bench.conn(), owner, &JobStatus::Queued, size, None).await.unwrap();
+    bench.goes_by_in_order("list_by_status", "jobs_owner_status_idx").await;
     jobs::active(bench.conn(), owner).await.unwrap();
-    bench.goes_by("active", &["jobs_owner"]).await;
+    bench.goes_by("active", &["jobs_owner_status_idx"]).await;
     jobs::batch(bench.conn(), owner, Uuid::from_u128(1)).await.unwrap();
     bench.goes_by("batch", &["jobs_batch_idx"]).await;
     jobs::cleanup(bench.conn(), Duration::from_secs(86_400 * 10)).await.unwrap();
     let plans = bench.goes_by("cleanup", &["jobs_finished_idx"]).await;
     assert!(!plans[0].contains("Sort"), "{}", plans[0]);
 
+    let by_key = ["job_queue_job_id_key", "jobs_pkey"];
+    let (started, failed, called_off, deleted) = (job("a"), job("a"), job("a"), job("a"));
+    for new in [&started, &failed, &called_off, &deleted] {
+        jobs::create_and_enqueue(bench.conn(), owner, new).await.unwrap();
+    }
+    jobs::start(bench.conn(), owner, started.id).await.unwrap();
+    bench.goes_by("start", &by_key).await;
+    let half = Percentage::new(50.0).unwrap();
+    jobs::set_progress(bench.conn(), owner, started.id, &half, "render", None).await.unwrap();
+    bench.goes_by("set_progress", &["jobs_pkey"]).await;
+    jobs::complete(bench.conn(), owner, started.id, &Completion::default()).await.unwrap();
+    bench.goes_by("complete", &by_key).await;
+    jobs::fail(bench.conn(), owner, failed.id, &ErrorInfo::new("x")).await.unwrap();
+    bench.goes_by("fail", &by_key).await;
+    jobs::cancel(bench.conn(), owner, called_off.id).await.unwrap();
+    bench.goes_by("cancel", &by_key).await;
+    jobs::soft_delete(bench.conn(), owner, deleted.id).await.unwrap();
+    bench.goes_by("soft_delete", &by_key).await;
+    bench.snapshot("jobs");
+}
+
+#[tokio::test]
+async fn the_queue_costs_what_it_promises() {
+    let mut bench = bench().await;
+    let owner = bench.owner;
     let worker = Worker::new("w", None).unwrap();
     let claim = async |bench: &mut Bench| {
         let claims = queue::claim(bench.conn(), &worker, BatchSize::ONE, Duration::from_secs(60)).await.unwrap();
@@ -267,38 +287,33 @@ async fn jobs_and_queue_cost_what_they_promise() {
     queue::heartbeat(bench.conn(), &mut lease, Duration::from_secs(60)).await.unwrap();
     bench.goes_by("heartbeat", &["job_queue_job_id_key"]).await;
     let half = Percentage::new(50.0).unwrap();
-    jobs::set_progress(bench.conn(), lease.owner(), lease.job(), &half, "render", None).await.unwrap();
-    bench.goes_by("set_progress", &["jobs_pkey"]).await;
+    let minute = Duration::from_secs(60);
+    queue::progress(bench.conn(), &mut lease, minute, &half, "render", None).await.unwrap();
+    bench.goes_by("progress", &["job_queue_job_id_key", "jobs_pkey"]).await;
     queue::complete(bench.conn(), &lease, &Completion::default()).await.unwrap();
-    bench.goes_by("queue::complete", &["job_queue_job_id_key", "jobs_pkey"]).await;
+    bench.goes_by("complete", &["job_queue_job_id_key", "jobs_pkey"]).await;
     let lease = claim(&mut bench).await;
     queue::fail(bench.conn(), &lease, &ErrorInfo::new("x"), Backoff::default()).await.unwrap();
-    bench.goes_by("queue::fail", &["job_queue_job_id_key", "jobs_pkey"]).await;
+    bench.goes_by("fail", &["job_queue_job_id_key", "jobs_pkey"]).await;
     let lease = claim(&mut bench).await;
     queue::release(bench.conn(), &lease).await.unwrap();
-    bench.goes_by("queue::release", &["job_queue_job_id_key", "jobs_pkey"]).await;
-    queue::entry(bench.conn(), owner, new.id).await.unwrap();
-    bench.goes_by("queue::entry", &["job_queue_job_id_key"]).await;
+    bench.goes_by("release", &["job_queue_job_id_key", "jobs_pkey"]).await;
+    queue::entry(bench.conn(), owner, lease.job()).await.unwrap();
+    bench.goes_by("entry", &["job_queue_job_id_key"]).await;
     queue::put_back_expired(bench.conn()).await.unwrap();
     bench.goes_by("put_back_expired", &["job_queue_lease_idx"]).await;
     queue::put_back_worker(bench.conn(), &worker).await.unwrap();
     bench.goes_by("put_back_worker", &["job_queue_lease_idx"]).await;
-
-    let by_key = ["job_queue_job_id_key", "jobs_pkey"];
-    let (started, failed, called_off, deleted) = (job("a"), job("a"), job("a"), job("a"));
-    for new in [&started, &failed, &called_off, &deleted] {
-        jobs::create_and_enqueue(bench.conn(), owner, new).await.unwrap();
-    }
-    jobs::start(bench.conn(), owner, started.id).await.unwrap();
-    bench.goes_by("start", &by_key).await;
-    jobs::complete(bench.conn(), owner, started.id, &Completion::default()).await.unwrap();
-    bench.goes_by("complete", &by_key).await;
-    jobs::fail(bench.conn(), owner, failed.id, &ErrorInfo::new("x")).await.unwrap();
-    bench.goes_by("fail", &by_key).await;
-    jobs::cancel(bench.conn(), owner, called_off.id).await.unwrap();
-    bench.goes_by("cancel", &by_key).await;
-    jobs::soft_delete(bench.conn(), owner, deleted.id).await.unwrap();
-    bench.goes_by("soft_delete", &by_key).await;
+    claim(&mut bench).await;
+    queue::put_back_worker(bench.conn(), &worker).await.unwrap();
+    let put_back = ["job_queue_lease_idx", "job_queue_pkey", "jobs_pkey", "jobs_pkey"];
+    bench.goes_by("put_back_worker, which held one", &put_back).await;
+    // Asked when a claim found nothing, so of a queue that holds little but what waits.
+    let idle = "UPDATE job_queue SET queue_status = 'completed' WHERE queue_status = 'queued'; ANALYZE job_queue";
+    bench.db.conn.batch_execute(idle).await.unwrap();
+    queue::due_in(bench.conn()).await.unwrap();
+    bench.goes_by("due_in", &["job_queue_claim_idx"]).await;
+    bench.snapshot("queue");
 }
 
 #[tokio::test]
@@ -306,12 +321,17 @@ async fn files_cost_what_they_promise() {
     let mut bench = bench().await;
     let owner = bench.owner;
     let video = files::video_store(bench.conn(), owner, &scene(1)).await.unwrap().id;
-    bench.goes_by("video_store", &["users_pkey"]).await;
+    let plans = bench.goes_by("video_store", &["users_pkey"]).await;
+    assert!(!plans[0].contains("owner_idx"), "it would go through all that the owner has:\n{}", plans[0]);
     let still = NewThumbnail { video, stored: stored("t", 1), details: ThumbnailDetails::default() };
+    files::thumbnail_store(bench.conn(), owner, &still).await.unwrap();
+    bench.goes_by("thumbnail_store", &["file_metadata_pkey"]).await;
     files::thumbnail_store_many(bench.conn(), owner, &[still.clone(), still]).await.unwrap();
     bench.goes_by("thumbnail_store_many", &["file_metadata_pkey"]).await;
     files::video_store_many(bench.conn(), owner, &[scene(1), scene(2)]).await.unwrap();
     bench.goes_by("video_store_many", &["users_pkey"]).await;
+    files::video_list(bench.conn(), owner, PageSize::default(), None).await.unwrap();
+    bench.goes_by_in_order("video_list", "file_metadata_owner_idx").await;
     let by_key = ["file_metadata_pkey"];
     files::video_find(bench.conn(), owner, video).await.unwrap().unwrap();
     bench.goes_by("video_find", &by_key).await;
@@ -337,4 +357,6 @@ async fn files_cost_what_they_promise() {
     files::video_delete(bench.conn(), owner, video).await.unwrap();
     let plans = bench.goes_by("video_delete", &by_key).await;
     assert!(plans[0].contains("file_metadata_video_idx"), "{}", plans[0]);
+    assert!(!plans[0].contains("owner_idx"), "{}", plans[0]);
+    bench.snapshot("files");
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
-use t2m_db::jobs::{self, Completion, ErrorInfo, NewJob};
+use t2m_db::jobs::{self, Completion, ErrorInfo, Job, NewJob, Stage};
 use t2m_db::queue::{self, Backoff, BatchSize, Claim, Failure, PutBack, Worker};
-use t2m_db::types::{JobId, JobStatus, Priority, QueueStatus, UserId};
+use t2m_db::types::{JobId, JobStatus, Percentage, Priority, QueueStatus, UserId};
 use t2m_db::{Error, schema};
 
 use crate::domain_support::{fresh, job, user};
@@ -18,16 +18,26 @@ fn worker(name: &str) -> Worker {
     Worker::new(name, Some("node".into())).unwrap()
 }
 
-async fn enqueue(conn: &mut AsyncPgConnection, owner: UserId, priority: Priority) -> JobId {
+pub(crate) async fn enqueue(conn: &mut AsyncPgConnection, owner: UserId, priority: Priority) -> JobId {
     jobs::create_and_enqueue(conn, owner, &NewJob { priority, ..job("a") }).await.unwrap().id
 }
 
-async fn claim_one(conn: &mut AsyncPgConnection, name: &str) -> Option<Claim> {
+pub(crate) async fn claim_one(conn: &mut AsyncPgConnection, name: &str) -> Option<Claim> {
     queue::claim(conn, &worker(name), BatchSize::ONE, LEASE).await.unwrap().pop()
 }
 
+pub(crate) async fn progress(
+    conn: &mut AsyncPgConnection,
+    claim: &mut Claim,
+    stage: &str,
+    done: Option<&str>,
+) -> Result<Job, Error> {
+    let done = done.map(|name| Stage::Name(name.into()));
+    queue::progress(conn, &mut claim.lease, LEASE, &Percentage::new(50.0)?, stage, done.as_ref()).await
+}
+
 /// Time passes for every lease and every wait.
-async fn let_leases_run_out(conn: &mut AsyncPgConnection) {
+pub(crate) async fn let_leases_run_out(conn: &mut AsyncPgConnection) {
     conn.batch_execute(
         "UPDATE job_queue SET lease_expires_at = lease_expires_at - interval '1 day', next_retry_at = next_retry_at - interval '1 day'",
     )
@@ -115,6 +125,7 @@ async fn a_late_worker_cannot_finish_a_job_that_was_taken_over() {
     let done = Completion::default();
     let lost = [
         queue::heartbeat(conn, &mut late.lease, LEASE).await,
+        progress(conn, &mut late, "late", None).await.map(drop),
         queue::complete(conn, &late.lease, &done).await.map(drop),
         queue::fail(conn, &late.lease, &ErrorInfo::new("x"), Backoff::default()).await.map(drop),
         queue::release(conn, &late.lease).await,
@@ -122,6 +133,7 @@ async fn a_late_worker_cannot_finish_a_job_that_was_taken_over() {
     for result in lost {
         assert!(matches!(result, Err(Error::LeaseLost { job, .. }) if job == id.as_uuid()), "{result:?}");
     }
+    assert_eq!(jobs::find(conn, owner, id).await.unwrap().unwrap().current_stage, None);
     let job = queue::complete(conn, &next.lease, &done).await.unwrap();
     assert_eq!(job.status, JobStatus::Completed);
     assert!(matches!(queue::complete(conn, &next.lease, &done).await, Err(Error::LeaseLost { .. })));

@@ -36,7 +36,7 @@ async fn promotion(how: End) -> Duration {
     let reach = async |count: i64| {
         let reached = async {
             while load.committed.load(SeqCst) < count {
-                tokio::task::yield_now().await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         timeout(LONG, reached).await.unwrap_or_else(|_| panic!("no more commits: {:#?}", db.stats()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use t2m_db::testing::{Proxy, Server};
 use t2m_db::{Database, Error};
 
-use crate::pool_support::{MS, hold, ping, quiet, read, timed, until};
+use crate::pool_support::{MS, hold, ping, quiet, read, through_a_proxy, timed, until};
 use crate::support::{Setup, setup_with, table};
 
 /// Opens `count` connections, all idle afterwards.
@@ -45,6 +45,44 @@ async fn a_pool_is_warmed_up_to_min_idle_and_then_opens_nothing() {
     let stats = setup.db.stats();
     assert_eq!((stats.opened, stats.closed.idle, stats.closed.total(), stats.idle), (6, 3, 3, 3), "{stats:#?}");
     assert_eq!(setup.pids().await, pids, "the same three");
+}
+
+#[tokio::test]
+async fn a_spike_opens_max_size_connections_and_everybody_is_served() {
+    let (setup, proxy) = through_a_proxy(|config| config.max_size(4)).await;
+    proxy.delay(5 * MS); // a login takes as long as several scopes
+    let scopes = (0..64).map(|_| ping(&setup.db));
+    for told in timed(futures_util::future::join_all(scopes)).await.0 {
+        told.unwrap();
+    }
+    let stats = setup.db.stats();
+    assert!(stats.opened <= 4 && stats.size == stats.idle, "{stats:#?}");
+    assert_eq!((stats.commits, stats.timeouts, stats.closed.total()), (64, 0, 0), "{stats:#?}");
+}
+
+#[tokio::test]
+async fn a_connection_opened_for_one_who_left_is_kept_for_the_next() {
+    let (database, _client) = table().await;
+    let proxy = Proxy::start(&database.url()).await.unwrap();
+    let db = Database::connect_lazy(quiet(&format!("{}?sslmode=disable", proxy.url())).max_size(1)).unwrap();
+    proxy.hold_replies();
+    for turn in 0..5 {
+        let scope = tokio::spawn({
+            let db = db.clone();
+            async move { ping(&db).await }
+        });
+        // The first has it opened, the others wait for its place.
+        proxy.until_held(1).await;
+        until("it waits", || db.stats().waiting == 1).await;
+        scope.abort();
+        assert!(scope.await.unwrap_err().is_cancelled());
+        assert_eq!((db.stats().waiting, db.stats().checked_out, proxy.connections()), (0, 0, 1), "turn {turn}");
+    }
+    proxy.release_all();
+    until("it is there", || db.stats().idle == 1).await;
+    ping(&db).await.unwrap();
+    let stats = db.stats();
+    assert_eq!((stats.opened, stats.checkouts, stats.closed.total()), (1, 1, 0), "{stats:#?}");
 }
 
 #[tokio::test]
@@ -118,7 +156,7 @@ async fn connections_retire_at_max_lifetime_and_not_all_at_once() {
 async fn an_idle_connection_that_died_silently_is_found_by_keepalive() {
     let (database, client) = table().await;
     let proxy = Proxy::start(&database.url()).await.unwrap();
-    let cleanup = 300 * MS;
+    let cleanup = Duration::from_secs(1);
     let config = quiet(&format!("{}?sslmode=disable", proxy.url())).max_size(4).keepalive(100 * MS);
     let db = Database::connect(config.cleanup_timeout(cleanup)).await.unwrap();
     let setup = Setup { db, client, database };
@@ -133,11 +171,11 @@ async fn an_idle_connection_that_died_silently_is_found_by_keepalive() {
     .await;
     assert_eq!((setup.db.stats().size, setup.db.stats().opened), (4, 4));
     proxy.go_silent();
-    // One after the other, so that a borrower does not find all of them away: each within cleanup_timeout for the question,
-    // a tick of the keeper, and another cleanup_timeout for the goodbye.
+    // One each tick of the keeper, so that a borrower does not find all of them away, but none waits for another: each within
+    // cleanup_timeout for the question, and another one for the goodbye.
     let (_, took) = timed(until("found", || setup.db.stats().size == 0)).await;
     println!("four silent connections were gone after {took:.1?}");
-    assert!(took < 100 * MS + 5 * (cleanup + 25 * MS) + Duration::from_secs(1), "{took:?}");
+    assert!(took < 200 * MS + 2 * cleanup + Duration::from_secs(1), "{took:?}");
     assert_eq!(setup.db.stats().closed.unresponsive, 4);
     proxy.speak();
     ping(&setup.db).await.unwrap();

@@ -3,18 +3,11 @@
 use std::time::Duration;
 
 use diesel_async::SimpleAsyncConnection;
-use t2m_db::testing::{Proxy, Replication, Server};
+use t2m_db::testing::{Replication, Server};
 use t2m_db::{Checkout, Config, Database, Error, HealthStatus, Phase};
 
-use crate::pool_support::{Log, MS, hold, ping, quiet, read, still, timed, until};
-use crate::support::{Setup, batch, note, setup_with, table};
-
-async fn through_a_proxy(settings: impl FnOnce(Config) -> Config) -> (Setup, Proxy) {
-    let (database, client) = table().await;
-    let proxy = Proxy::start(&database.url()).await.unwrap();
-    let db = Database::connect(settings(quiet(&format!("{}?sslmode=disable", proxy.url())))).await.unwrap();
-    (Setup { db, client, database }, proxy)
-}
+use crate::pool_support::{Log, MS, hold, ping, quiet, read, still, through_a_proxy, timed, until};
+use crate::support::{batch, note, setup_with};
 
 /// The only connection that is out.
 fn only(db: &Database) -> Checkout {
@@ -143,6 +136,26 @@ async fn a_checkout_timeout_says_who_holds_what_and_what_to_try() {
 }
 
 #[tokio::test]
+async fn the_pools_own_work_is_in_no_total() {
+    let (setup, proxy) = through_a_proxy(|config| config.max_size(2).keepalive(20 * MS)).await;
+    ping(&setup.db).await.unwrap();
+    let totals = || {
+        let stats = setup.db.stats();
+        (stats.checkouts, stats.wait.count, stats.hold.count, stats.cancelled, stats.timeouts, stats.shed)
+    };
+    let before = totals();
+    let trips = proxy.round_trips();
+    until("it is kept alive", || proxy.round_trips() >= trips + 3).await;
+    for _ in 0..3 {
+        assert_eq!(setup.db.health().await.status, HealthStatus::Healthy);
+    }
+    setup.all_back().await;
+    assert_eq!(totals(), before);
+    assert_eq!(before, (1, 1, 1, 0, 0, 0));
+    assert_eq!((setup.db.stats().connect.count, setup.db.stats().transaction.count), (1, 1));
+}
+
+#[tokio::test]
 async fn a_scope_inside_a_scope_is_told_so_instead_of_waiting() {
     let setup = setup_with(|config| config.max_size(1).health_interval(None)).await;
     let nested = setup.db.transaction("outer").run(async |tx| {
@@ -187,12 +200,53 @@ async fn no_password_is_shown_anywhere() {
     assert!(shown.contains("28P01"), "the wrong one was tried");
 }
 
+/// What is shown of a login that fails: the error, its `Debug`, the panic of whoever unwraps it, and the log.
+async fn shown(url: &str, log: &Log) -> String {
+    let config = match Config::from_url(url) {
+        Ok(config) => config,
+        Err(error) => return format!("{error} {error:?}"),
+    };
+    let told = Database::connect(config.clone()).await.map(drop);
+    let error = told.as_ref().unwrap_err();
+    let shown = format!("{config:?} {error} {error:?} {}", log.text());
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| told.unwrap())).unwrap_err();
+    format!("{shown} {}", panic.downcast_ref::<String>().unwrap())
+}
+
+#[test]
+fn whatever_the_password_it_is_shown_nowhere() {
+    use proptest::prelude::*;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let server = runtime.block_on(Server::builder().password("app", "right").start()).unwrap();
+    let config = ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(start in "[A-Z]{5}", middle in "[ -~]{0,9}", end in "[A-Z]{5}")| {
+        let (log, _listening) = Log::listen();
+        let secret = format!("{start}{middle}{end}");
+        let encoded = secret.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02X}"));
+        let url = |login: &str| server.url("postgres").replace("postgres@", login);
+        let parameter = format!("{}?password={encoded}", url("app@"));
+        for url in [url(&format!("app:{encoded}@")), url(&format!("app:{secret}@")), parameter] {
+            let shown = runtime.block_on(shown(&url, &log));
+            for part in [&start, &end] {
+                prop_assert!(!shown.contains(part.as_str()), "{part}: {shown}");
+            }
+        }
+    });
+    runtime.block_on(async { drop(server) });
+}
+
 #[tokio::test]
 async fn health_says_healthy_full_away_or_silent() {
     let (setup, proxy) = through_a_proxy(|config| config.max_size(1).cleanup_timeout(100 * MS)).await;
     let health = setup.db.health().await;
     assert_eq!((health.status, &health.reason), (HealthStatus::Healthy, &None), "{health:?}");
     assert!(health.latency.is_some() && health.server_version.is_some(), "{health:?}");
+
+    // Cheap enough for a probe each second.
+    setup.db.health().await;
+    let before = proxy.round_trips();
+    setup.db.health().await;
+    assert_eq!(proxy.round_trips() - before, 1);
 
     let held = hold(&setup.db, "holder").await;
     let (health, took) = timed(setup.db.health()).await;

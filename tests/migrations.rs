@@ -58,7 +58,7 @@ async fn rows(url: &str) -> BTreeSet<String> {
         "SET TimeZone = 'UTC';
          SELECT 'user ' || id || clerk_user_id || coalesce(updated_at::timestamp::text, '') || primary_email FROM users
          UNION ALL SELECT 'job ' || id || user_id || configuration || coalesce(status, 'queued') || coalesce(priority, 'normal') FROM jobs
-         UNION ALL SELECT 'entry ' || id || job_id || coalesce(queued_at::timestamp::text, 'now') FROM job_queue WHERE queued_at < now() - interval '1 second'
+         UNION ALL SELECT 'entry ' || id || job_id || CASE WHEN queued_at < now() - interval '12 hours' THEN queued_at::timestamp::text ELSE 'lately' END FROM job_queue
          UNION ALL SELECT 'file ' || id || user_id || job_id || file_type || coalesce(file_metadata, '{}')::text FROM file_metadata
          UNION ALL SELECT 'log ' || version FROM migration_log",
     )

@@ -5,40 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use diesel_async::SimpleAsyncConnection;
 use t2m_db::testing::{Proxy, Server, Stop};
 use t2m_db::{CommitOutcome, Config, Database, Error};
 use tokio::task::JoinSet;
 
-use crate::pool_support::{MS, hold, ping, pipelined, quiet, read, still, timed, until};
-use crate::support::{Setup, batch, note, table};
-
-/// Opens `count` connections, all idle afterwards.
-async fn warm(setup: &Setup, count: usize) {
-    let mut held = Vec::new();
-    for _ in 0..count {
-        held.push(hold(&setup.db, "warm").await);
-    }
-    for one in held {
-        one.end().await.unwrap();
-    }
-    assert_eq!(setup.db.stats().idle, count);
-}
-
-/// A proxy in front of a database, and a pool behind it.
-async fn through_a_proxy(settings: impl FnOnce(Config) -> Config) -> (Setup, Proxy) {
-    let (database, client) = table().await;
-    let proxy = Proxy::start(&database.url()).await.unwrap();
-    let db = Database::connect(settings(quiet(&format!("{}?sslmode=disable", proxy.url())))).await.unwrap();
-    (Setup { db, client, database }, proxy)
-}
+use crate::pool_support::{MS, hold, ping, quiet, read, still, through_a_proxy, timed, until};
+use crate::support::{LONG, batch, note, table};
 
 /// What 32 tasks on 8 connections are told while the server goes away and comes back.
-async fn under_load(server: &Server, how: Option<Stop>) {
+async fn under_load(server: &Server, how: Option<Stop>) -> (Duration, Duration) {
     const CONNECTIONS: usize = 8;
     let database = server.empty_database().await.unwrap();
     let sql = "CREATE TABLE notes (id bigserial PRIMARY KEY, text text NOT NULL, seen bigint NOT NULL DEFAULT 0)";
-    database.client().await.unwrap().batch_execute(sql).await.unwrap();
+    let client = database.client().await.unwrap();
+    client.batch_execute(sql).await.unwrap();
+    client.batch_execute("CHECKPOINT").await.unwrap(); // the server is not durable: the table could be lost when it is killed
     let config = Config::from_url(&database.url()).unwrap().max_size(8).min_idle(0).health_interval(None);
     let db = Database::connect(config).await.unwrap();
     let (stop, stored) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -87,23 +68,28 @@ async fn under_load(server: &Server, how: Option<Stop>) {
     for (begun, error) in &errors {
         let honest = error.is_retryable() || error.commit_outcome() == CommitOutcome::Unknown;
         assert!(honest, "{error:?}");
-        if !begun {
-            // BEGIN was answered and the statement behind it was not: it may have been what killed the server.
-            assert!(error.is_connection_lost(), "{error:?}");
-        }
+        assert!(begun, "a body that has seen nothing yet is told nothing: {error:?}");
     }
-    assert!(first < Duration::from_secs(2) && whole < Duration::from_secs(5), "{first:?} {whole:?}");
     let stats = db.stats();
     assert_eq!((stats.checked_out, stats.waiting, stats.timeouts), (0, 0, 0), "{stats:#?}");
     db.close(Duration::ZERO).await;
+    (first, whole)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_under_load_is_told_only_to_scopes_that_had_begun() {
     let server = Server::start().await.unwrap();
+    let mut took = Vec::new();
     for how in [Some(Stop::Fast), Some(Stop::Immediate), None] {
-        under_load(&server, how).await;
+        took.push(under_load(&server, how).await);
     }
+    // The best of three: a machine that is busy with something else makes any of them long.
+    let (first, whole) = took.iter().fold((LONG, LONG), |best, one| (best.0.min(one.0), best.1.min(one.1)));
+    assert!(first < 150 * MS && whole < Duration::from_secs(1), "{took:?}");
+    assert!(
+        took.iter().all(|(first, whole)| *first < Duration::from_secs(2) && *whole < Duration::from_secs(5)),
+        "{took:?}"
+    );
 }
 
 #[tokio::test]
@@ -116,72 +102,6 @@ async fn a_scope_that_begins_while_the_server_is_away_waits_for_it() {
     let ((told, read), _) = tokio::join!(both, server.resume());
     told.unwrap();
     read.unwrap();
-}
-
-#[tokio::test]
-async fn terminated_idle_connections_are_noticed_by_nobody() {
-    for unseen in [false, true] {
-        for kind in ["transaction", "read", "pipelined"] {
-            let (setup, proxy) = through_a_proxy(|config| config.max_size(3)).await;
-            warm(&setup, 3).await;
-            if unseen {
-                // No task of this runtime runs between here and the scope's first flight.
-                proxy.cut_all();
-            } else {
-                assert_eq!(setup.database.terminate_backends().await.unwrap(), 4, "with the looker");
-                until("the end is seen", || setup.db.stats().size == 0).await;
-            }
-            match kind {
-                "transaction" => {
-                    setup.db.with_transaction(async |tx| batch(tx, "SELECT 1").await).await.unwrap();
-                }
-                "read" => drop(read(&setup.db).await.unwrap()),
-                _ => {
-                    let (one, other) = setup.db.with_transaction(async |tx| pipelined(tx).await).await.unwrap();
-                    assert_eq!(one, other, "in one transaction");
-                }
-            }
-            let stats = setup.db.stats();
-            println!("{kind}, unseen {unseen}: resent {}, opened {}", stats.resent, stats.opened);
-            assert_eq!(stats.resent > 0, unseen, "{kind}: {stats:#?}");
-            assert!(stats.resent <= 2 && stats.opened == 4, "{kind}: {stats:#?}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_write_is_sent_again_only_if_nothing_was_answered() {
-    let (setup, proxy) = through_a_proxy(|config| config.max_size(2)).await;
-    warm(&setup, 2).await;
-    proxy.cut_all();
-    setup.db.with_transaction(async |tx| note(tx, "once").await).await.unwrap();
-    assert!((1..=2).contains(&setup.db.stats().resent));
-    // In the middle of a transaction there is nothing to be sent again.
-    let scope = setup.db.with_transaction(async |tx| {
-        note(tx, "gone").await?;
-        proxy.cut_all();
-        note(tx, "never").await
-    });
-    let error = scope.await.unwrap_err();
-    assert!(error.is_connection_lost() && error.is_retryable(), "{error:?}");
-    let rows = setup.client.query("SELECT text FROM notes", &[]).await.unwrap();
-    assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>(), ["once"]);
-}
-
-#[tokio::test]
-async fn a_query_that_kills_its_own_session_ends_with_an_error() {
-    let (setup, _proxy) = through_a_proxy(|config| config.max_size(4)).await;
-    let kill = "SELECT pg_terminate_backend(pg_backend_pid())";
-    let (error, _) = timed(setup.db.with_transaction(async |tx| batch(tx, kill).await)).await;
-    let error = error.unwrap_err();
-    assert!(error.is_connection_lost(), "{error:?}");
-    assert_eq!((setup.db.stats().resent, setup.db.stats().opened), (0, 1), "BEGIN was answered");
-    let read = setup.db.with_connection(async |conn| Ok::<_, Error>(conn.batch_execute(kill).await?));
-    let (error, _) = timed(read).await;
-    assert!(error.unwrap_err().is_connection_lost());
-    let stats = setup.db.stats();
-    assert!(stats.resent <= 2 && stats.opened <= 4, "it loops: {stats:#?}");
-    ping(&setup.db).await.unwrap();
 }
 
 #[tokio::test]
@@ -235,23 +155,6 @@ async fn a_checkout_never_waits_longer_than_it_may_for_a_connection_being_opened
     assert!(matches!(error, Error::Deadline { .. }), "{error:?}");
     assert!(took < Duration::from_secs(1), "{took:?}");
     assert_eq!(db.stats().waiting, 0);
-}
-
-#[tokio::test]
-async fn a_first_flight_is_not_sent_again_later_than_a_checkout_may_take() {
-    let times =
-        |config: Config| config.checkout_timeout(Duration::from_secs(1)).connect_timeout(Duration::from_secs(15));
-    let (setup, proxy) = through_a_proxy(|config| times(config).max_size(1)).await;
-    ping(&setup.db).await.unwrap();
-    proxy.cut_all();
-    proxy.go_silent();
-    let (told, took) = timed(ping(&setup.db)).await;
-    let error = told.unwrap_err();
-    assert!(error.is_connection_lost() && error.is_retryable(), "{error:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
-    assert_eq!((setup.db.stats().waiting, setup.db.stats().checked_out), (0, 0));
-    proxy.speak();
-    ping(&setup.db).await.unwrap();
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
+use t2m_db::testing::Proxy;
 use t2m_db::{Config, Database, Error, Transaction};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -13,7 +14,7 @@ use tracing_subscriber::filter::dynamic_filter_fn;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::support::{LONG, batch};
+use crate::support::{LONG, Setup, batch, table};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 
@@ -32,6 +33,14 @@ pub(crate) async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
     let began = Instant::now();
     let result = timeout(LONG, work).await.expect("hangs");
     (result, began.elapsed())
+}
+
+/// A proxy in front of a database, and a pool behind it.
+pub(crate) async fn through_a_proxy(settings: impl FnOnce(Config) -> Config) -> (Setup, Proxy) {
+    let (database, client) = table().await;
+    let proxy = Proxy::start(&database.url()).await.unwrap();
+    let db = Database::connect(settings(quiet(&format!("{}?sslmode=disable", proxy.url())))).await.unwrap();
+    (Setup { db, client, database }, proxy)
 }
 
 /// A scope in a task of its own that has sent a statement and holds its connection.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use t2m_db::jobs::{Completion, NewJob};
-use t2m_db::queue::{self, BatchSize, Worker};
+use t2m_db::queue::{self, BatchSize, Claim, Worker};
 use t2m_db::testing::TestDatabase;
 use t2m_db::types::{Priority, UserId};
 use t2m_db::users::{self, NewUser};
@@ -31,7 +31,10 @@ async fn queue_of(count: usize) -> (TestDatabase, Database, UserId) {
     let all: Vec<_> = (0..count)
         .map(|n| NewJob { priority: Priority::LISTED[n % 4].clone(), max_retries: 100, ..job("a") })
         .collect();
-    db.with_transaction(async |tx| jobs::create_and_enqueue_many(tx, owner, &all).await).await.unwrap();
+    // Of ten ages.
+    for some in all.chunks(count.div_ceil(10)) {
+        db.with_transaction(async |tx| jobs::create_and_enqueue_many(tx, owner, some).await).await.unwrap();
+    }
     (database, db, owner)
 }
 
@@ -49,7 +52,8 @@ async fn work(db: Database, name: String, completed: Arc<AtomicUsize>, all: usiz
         if claims.is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert!(claims.is_sorted_by_key(|claim| rank(&claim.job.priority)), "the most pressing first");
+        let order = |claim: &Claim| (rank(&claim.job.priority), claim.job.created_at);
+        assert!(claims.is_sorted_by_key(order), "the most pressing first, then the oldest");
         for claim in claims {
             if fastrand::u8(..) < 8 {
                 break;
@@ -111,15 +115,23 @@ async fn each_job_is_completed_once_while_workers_die_and_sessions_are_killed() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn claims_are_counted_beside_a_plain_loop() {
     let all = 500 * rounds();
-    let (database, db, _) = queue_of(2 * all).await;
-    let (worker, lease) = (Worker::new("w", None).unwrap(), Duration::from_secs(600));
-    let rate = |began: Instant| f64::from(u32::try_from(all).unwrap()) / began.elapsed().as_secs_f64();
-    let began = Instant::now();
-    for _ in 0..all {
-        let claimed = db.with_transaction(async |tx| queue::claim(tx, &worker, BatchSize::ONE, lease).await);
-        assert_eq!(claimed.await.unwrap().len(), 1);
-    }
-    let ours = rate(began);
+    let (database, db, _) = queue_of(4 * all).await;
+    let lease = Duration::from_secs(600);
+    // All that there is a share of, by so many workers at once.
+    let claim = async |workers: usize, batch: usize| {
+        let began = Instant::now();
+        let shares = (0..workers).map(async |n| {
+            let worker = Worker::new(format!("w{n}"), None).unwrap();
+            let size = BatchSize::new(i64::try_from(batch).unwrap()).unwrap();
+            for _ in 0..all / workers / batch {
+                let claimed = db.with_transaction(async |tx| queue::claim(tx, &worker, size, lease).await);
+                assert_eq!(claimed.await.unwrap().len(), batch);
+            }
+        });
+        futures_util::future::join_all(shares).await;
+        rate(all, began)
+    };
+    let (ours, eight, batches) = (claim(1, 1).await, claim(8, 1).await, claim(1, 100).await);
     let client = database.client().await.unwrap();
     let plain = client
         .prepare(
@@ -133,7 +145,14 @@ async fn claims_are_counted_beside_a_plain_loop() {
     for _ in 0..all {
         client.query_one(&plain, &[]).await.unwrap();
     }
-    let theirs = rate(began);
-    println!("claims a second, one worker, one job each: {ours:.0}; a plain SKIP LOCKED loop: {theirs:.0}");
+    let theirs = rate(all, began);
+    println!(
+        "jobs claimed a second of {all}: {ours:.0} by one worker, {eight:.0} by eight, {batches:.0} in batches of 100; \
+         a plain SKIP LOCKED loop: {theirs:.0}"
+    );
     assert!(ours > theirs / 20.0, "{ours:.0} against {theirs:.0}");
+}
+
+fn rate(jobs: usize, began: Instant) -> f64 {
+    f64::from(u32::try_from(jobs).unwrap()) / began.elapsed().as_secs_f64()
 }

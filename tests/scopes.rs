@@ -211,6 +211,24 @@ async fn an_empty_transaction_sends_nothing() {
 }
 
 #[tokio::test]
+async fn a_deadline_is_told_as_one_when_the_servers_own_clock_was_quicker() {
+    let setup = setup(1).await;
+    let db = setup.db.clone();
+    let scope = tokio::spawn(async move {
+        let scope = db.transaction("slow").deadline(Duration::from_millis(300));
+        scope.run(async |tx| batch(tx, "SELECT pg_sleep(30)").await).await
+    });
+    setup.until_running("%pg_sleep(30)%").await;
+    // A thread that gets no processor: when it goes on, the server has given up already, and that is read first.
+    std::thread::sleep(Duration::from_millis(700));
+    let told = scope.await.unwrap();
+    let error = told.unwrap_err();
+    assert!(matches!(&error, Error::Deadline { phase: "running its body", .. }), "{error:?}");
+    setup.all_back().await;
+    one_connection_is_idle(&setup).await;
+}
+
+#[tokio::test]
 async fn a_deadline_stops_the_body_and_the_server() {
     let setup = setup(1).await;
     let scope = setup.db.transaction("slow").deadline(Duration::from_millis(100));

@@ -231,6 +231,22 @@ async fn through(server: &Server) -> Result<(&'static Proxy, u16), Box<dyn std::
 }
 
 #[tokio::test]
+async fn a_server_goes_at_once_although_a_client_is_silent() -> Outcome {
+    use std::io::{Read, Write};
+    let server = Server::builder().tls(Tls::good()).start().await?;
+    let pause = || std::net::TcpStream::connect(("127.0.0.1", server.port().unwrap()));
+    let (silent, mut promised) = (pause()?, pause()?);
+    promised.write_all(&[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f])?; // asks for TLS
+    promised.read_exact(&mut [0])?; // is promised it, and says nothing more
+    let began = Instant::now();
+    drop(server);
+    println!("gone after {:.1?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    drop((silent, promised));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_server_of_somebody_else_is_used_but_never_broken() -> Outcome {
     let theirs = Server::builder().tcp().start().await?;
     let ours = Server::external(&theirs.tcp_url("postgres")?)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use diesel::prelude::*;
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use futures_util::FutureExt;
-use t2m_db::testing::{Moment, PollLimit, Polled, Proxy};
+use t2m_db::testing::{Moment, PollLimit, Polled, Proxy, When};
 use t2m_db::{Config, Database, Error};
 use tokio::time::timeout;
 
@@ -110,7 +110,8 @@ async fn scope(db: &Database, kind: Kind, hooks: Arc<AtomicU32>) -> Result<(), E
                     note(tx, "undone").await?;
                     batch(tx, "SELECT pg_sleep(30)").await
                 });
-                assert!(timeout(Duration::from_millis(15), inner).await.is_err());
+                let cut_off = timeout(Duration::from_millis(15), inner).await;
+                assert!(cut_off.is_err(), "{cut_off:?}");
                 note(tx, "b").await?;
             }
             Kind::Pipelined => {
@@ -208,4 +209,48 @@ async fn every_cut_of_every_body_on_one_thread() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_cut_of_every_body_on_several_threads() {
     sweep(&Kind::ALL).await;
+}
+
+/// A write whose first answer is lost, so that it is sent again on another connection; cut like the others. At no moment
+/// does the server know more than one session for the one place of the pool.
+#[tokio::test]
+async fn every_cut_of_a_body_whose_first_flight_is_sent_again() {
+    let (database, client) = table().await;
+    for when in [When::AfterForward, When::AfterReply] {
+        for moment in [Moment::AtOnce, Moment::OnWake] {
+            for polls in 1.. {
+                let what = format!("{when:?}, {polls} polls, {moment:?}");
+                client.batch_execute("TRUNCATE notes").await.unwrap();
+                let proxy = Proxy::start_unix(&database.url()).await.unwrap();
+                let config = Config::from_url(&proxy.url()).unwrap().min_idle(0).max_size(1).health_interval(None);
+                let db = Database::connect(config).await.unwrap();
+                let _cut = proxy.cut(when, "INSERT");
+                let run = AssertUnwindSafe(scope(&db, Kind::Write, Arc::default()));
+                let ended =
+                    timeout(LONG, PollLimit::new(run, polls, moment)).await.unwrap_or_else(|_| panic!("{what} hangs"));
+                let began = std::time::Instant::now();
+                while db.stats().checked_out > 0 {
+                    assert!(db.stats().size <= 1 && proxy.connections() <= 2, "{what}: {:#?}", db.stats());
+                    assert!(began.elapsed() < LONG, "{what}: still out");
+                    tokio::task::yield_now().await;
+                }
+                // The next one gets what is there, or what is being opened still.
+                timeout(LONG, db.with_transaction(async |tx| batch(tx, "SELECT 1").await)).await.unwrap().unwrap();
+                let rows = client.query("SELECT text FROM notes", &[]).await.unwrap();
+                let stored = rows.iter().map(|row| row.get(0)).collect::<Vec<String>>();
+                let done = matches!(&ended, Polled::Completed { output, .. } if output.is_ok());
+                assert!(stored.len() <= 1 && (!done || stored == ["a"]), "{what}: {stored:?}");
+                let stats = db.stats();
+                assert!(
+                    (stats.size, stats.idle, stats.checked_out) == (1, 1, 0) && stats.opened <= 3,
+                    "{what}: {stats:#?}"
+                );
+                db.close(Duration::ZERO).await;
+                if matches!(ended, Polled::Completed { .. }) {
+                    assert!(done && polls > 1 && stats.resent == 1, "{what}: {stats:#?}");
+                    break;
+                }
+            }
+        }
+    }
 }

@@ -124,6 +124,27 @@ async fn the_systems_roots_know_nothing_of_our_ca() {
     }
 }
 
+/// The child of the test below: which roots are the system's is said by its environment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "run by the_systems_roots_are_trusted"]
+async fn child_that_trusts_its_system() {
+    println!("{:?}", opened(&std::env::var("TRUSTED_URL").unwrap()).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_systems_roots_are_trusted() {
+    for (tls, told) in [(Tls::good(), "Ok(\"TLSv1.3\")"), (Tls::wrong_name(), "not for the name localhost")] {
+        let server = server(tls).await;
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["tls::child_that_trusts_its_system", "--exact", "--ignored", "--nocapture"]);
+        child.env("SSL_CERT_FILE", &server.certificates().unwrap().authority).env_remove("SSL_CERT_DIR");
+        child.env("TRUSTED_URL", url(&server, "postgres", "localhost", "sslrootcert=system"));
+        let output = tokio::task::spawn_blocking(move || child.output().unwrap()).await.unwrap();
+        let output = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.contains(told), "{output}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_client_certificate_is_shown_when_there_is_one() {
     let server = server(Tls::good().with_client_certificates()).await;

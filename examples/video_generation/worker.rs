@@ -4,6 +4,7 @@
 //! any point: because the customer called it off, because the job is somebody else's by now, or because the worker is to
 //! stop. What that does to a transaction is the library's business; nothing here cleans up after one.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::time::{interval, sleep};
 
 use crate::film::{self, Fate, SCENES, STAGES, THUMBNAILS};
 
-/// How soon an idle worker looks again.
+/// How soon a worker looks again after an error, or when all that is due is just being claimed by others.
 const PAUSE: Duration = Duration::from_millis(25);
 /// Nobody waits for a better day here.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(50), max: Duration::from_millis(200) };
@@ -58,12 +59,22 @@ enum Ending {
 impl Workshop {
     /// Runs `count` workers until they are told to stop.
     pub(crate) async fn run(&self, name: &str, count: u32) -> Result<(), Error> {
+        // One session listens for all of them.
+        let mut listener = self.db.listen(queue::CHANNEL).await?;
+        let (wake, woken) = watch::channel(());
         let mut workers = JoinSet::new();
         for number in 0..count {
             let worker = Worker::new(format!("{name}/{number}"), None)?;
-            let shop = self.clone();
-            workers.spawn(async move { shop.work(&worker).await });
+            let (shop, woken) = (self.clone(), woken.clone());
+            workers.spawn(async move { shop.work(&worker, woken).await });
         }
+        drop(woken);
+        let mut listening = JoinSet::new(); // ends with this function
+        listening.spawn(async move {
+            while listener.next().await.is_some() {
+                wake.send_replace(());
+            }
+        });
         while let Some(ended) = workers.join_next().await {
             match ended {
                 Ok(result) => result?,
@@ -73,9 +84,10 @@ impl Workshop {
         Ok(())
     }
 
-    async fn work(&self, worker: &Worker) -> Result<(), Error> {
+    async fn work(&self, worker: &Worker, mut woken: watch::Receiver<()>) -> Result<(), Error> {
         let mut stop = self.stop.clone();
         while !*stop.borrow() {
+            woken.mark_unchanged(); // before it looks: what comes later wakes
             let claimed = self
                 .db
                 .transaction("claim")
@@ -83,13 +95,7 @@ impl Workshop {
                 .await;
             let served = match claimed.map(|mut claims| claims.pop()) {
                 Ok(Some(claim)) => self.serve(claim).await,
-                Ok(None) => {
-                    tokio::select! {
-                        _ = stop.changed() => {}
-                        () = sleep(PAUSE) => {}
-                    }
-                    Ok(())
-                }
+                Ok(None) => self.idle(&mut stop, &mut woken).await,
                 Err(error) => Err(error),
             };
             match served {
@@ -97,6 +103,23 @@ impl Workshop {
                 Err(error) if error.is_retryable() => sleep(PAUSE).await,
                 served => served?,
             }
+        }
+        Ok(())
+    }
+
+    /// Until there may be something to do.
+    async fn idle(&self, stop: &mut watch::Receiver<bool>, woken: &mut watch::Receiver<()>) -> Result<(), Error> {
+        let due = self.db.with_connection(async |conn| queue::due_in(conn).await).await?;
+        let due = async {
+            match due {
+                Some(due) => sleep(due.max(PAUSE)).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            _ = stop.changed() => {}
+            Ok(()) = woken.changed() => {}
+            () = due => {}
         }
         Ok(())
     }
@@ -130,7 +153,7 @@ impl Workshop {
         let mut heart = interval(self.lease / 3);
         heart.tick().await; // the first is at once, and the lease is new
         let mut film = JoinSet::new();
-        film.spawn(make_film(self.db.clone(), claim, storing));
+        film.spawn(make_film(self.clone(), claim, storing));
         let ending = loop {
             tokio::select! {
                 Some(made) = film.join_next() => break Ending::Made(made),
@@ -173,7 +196,7 @@ impl Workshop {
 /// Ends when the customer does not want the film any more: at any time, every other one while it is being stored.
 async fn patience(fate: Fate, storing: Arc<Notify>) {
     if fate != Fate::Cancelled {
-        return std::future::pending().await;
+        return pending().await;
     }
     let most = if fastrand::bool() {
         storing.notified().await;
@@ -185,7 +208,9 @@ async fn patience(fate: Fate, storing: Arc<Notify>) {
 }
 
 /// The film itself: stage by stage, and then everything that it is made of in one transaction.
-async fn make_film(db: Database, claim: Claim, storing: Arc<Notify>) -> Result<(), FilmError> {
+async fn make_film(shop: Workshop, claim: Claim, storing: Arc<Notify>) -> Result<(), FilmError> {
+    let Workshop { db, lease: prolong, .. } = shop;
+    let mut lease = claim.lease.clone();
     let fate = Fate::of(&claim.job)?;
     let first_try = claim.retry_count == 0;
     let (owner, job) = (claim.lease.owner(), claim.lease.job());
@@ -193,7 +218,7 @@ async fn make_film(db: Database, claim: Claim, storing: Arc<Notify>) -> Result<(
     for (stage, percent) in STAGES {
         let progress = Percentage::new(percent)?;
         db.transaction("progress")
-            .run(async |tx| jobs::set_progress(tx, owner, job, &progress, stage, done.as_ref()).await)
+            .run(async |tx| queue::progress(tx, &mut lease, prolong, &progress, stage, done.as_ref()).await)
             .await?;
         sleep(Duration::from_millis(fastrand::u64(2..10))).await; // the work that is not shown here
         if fate == Fate::Fails && stage == "render" || fate == Fate::FailsOnce && first_try && stage == "images" {
@@ -215,7 +240,7 @@ async fn make_film(db: Database, claim: Claim, storing: Arc<Notify>) -> Result<(
                 metrics: Some(Metrics { scenes_rendered: u32::try_from(SCENES).ok(), ..Metrics::default() }),
                 processing_time: None,
             };
-            queue::complete(tx, &claim.lease, &completion).await?;
+            queue::complete(tx, &lease, &completion).await?;
             tx.after_commit(move |_| tracing::debug!(%job, files = SCENES * (1 + THUMBNAILS), "stored"));
             Ok(())
         })

@@ -48,9 +48,10 @@ impl Config {
     /// `None`, off.**
     ///
     /// This is CoDel on queue time, as Ecto's `queue_target` (50 ms there, a good value for a web backend): under sustained
-    /// overload those who came last are refused at once, so that the others are served in time instead of all timing out. A
-    /// burst that drains within the interval is not touched. Off by default because a batch of tasks that outnumber the
-    /// connections and are content to wait looks just like an overload.
+    /// overload nobody waits longer than this; who would have to is refused, so that the others are served in time instead of
+    /// all timing out. Set to what a scope takes at most, it bounds what is served under overload to twice that. A burst that
+    /// drains within the interval is not touched. Off by default because a batch of tasks that outnumber the connections and
+    /// are content to wait looks just like an overload.
     pub fn queue_target(mut self, wait: impl Into<Option<Duration>>) -> Self {
         self.queue_target = wait.into();
         self
@@ -97,8 +98,9 @@ impl Config {
     /// The kernel closes a TCP connection when data that was sent stays unacknowledged so long; `None` leaves it to the
     /// system. **Default: 30 s.**
     ///
-    /// The system's own answer is about 15 minutes. A network path that swallows packets is not a slow one after 30 s. Linux
-    /// only. URL parameter `tcp_user_timeout`, in milliseconds.
+    /// The system's own answer is about 15 minutes. A network path that swallows packets is not a slow one after 30 s. This is
+    /// also what ends a scope without a deadline whose connection went silent: its first flight is then sent again on another
+    /// one, a later statement fails. Linux only. URL parameter `tcp_user_timeout`, in milliseconds.
     pub fn tcp_user_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.tcp_user_timeout = timeout.into();
         self
@@ -150,8 +152,10 @@ impl Config {
     /// HikariCP.
     ///
     /// NAT gateways and load balancers forget a silent connection, the quicker ones after 4 to 6 minutes (Azure, AWS), without
-    /// telling. TCP keepalive (URL parameters `keepalives_*`) finds that out; this keeps it from happening. When set, it must
-    /// be less than `idle_timeout` and `max_lifetime`.
+    /// telling. TCP keepalive (URL parameters `keepalives_*`) finds that out; this keeps it from happening. One that does not
+    /// answer within [`cleanup_timeout`](Self::cleanup_timeout) is closed. They are spoken to one after the other, a second apart
+    /// at most, so that a borrower never finds all of them busy; none waits for the answer of another. When set, it must be less
+    /// than `idle_timeout` and `max_lifetime`.
     pub fn keepalive(mut self, idle: impl Into<Option<Duration>>) -> Self {
         self.keepalive = idle.into();
         self

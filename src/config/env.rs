@@ -77,7 +77,7 @@ mod tests {
         );
         assert_eq!(
             text(&[url, ("T2M_DB_MAX_SIZE", "many")]),
-            "setting `T2M_DB_MAX_SIZE` is `many`, allowed is a whole number"
+            "setting `T2M_DB_MAX_SIZE` is `***`, allowed is a whole number"
         );
         assert_eq!(
             text(&[url, ("T2M_DB_MAX_LIFETIME", "postgres://u:hunter2@h")]),

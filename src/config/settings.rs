@@ -60,6 +60,8 @@ pub(super) fn set(config: &mut Config, name: &str, text: &str, label: fn(&str) -
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -72,6 +74,19 @@ mod tests {
                 .into_iter()
                 .any(|text| set(&mut config, name, text, str::to_owned).is_ok() && format!("{config:?}") != before);
             assert!(set, "{name} cannot be set");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_password_in_place_of_a_setting_is_not_shown(secret in "[a-z]{0,3}[A-Z][a-zA-Z0-9 ._+-]{2,20}|[a-z0-9]{4}[!-~]{0,8}[a-z]{3}") {
+            // A text by nature: it is taken.
+            for (name, _) in SETTINGS.iter().filter(|(name, _)| *name != "application_name") {
+                let mut config = Config::from_url("postgres://u@h/d").unwrap();
+                if let Err(error) = super::set(&mut config, name, &secret, str::to_owned) {
+                    prop_assert!(!format!("{error} {error:?}").contains(&secret), "{error}");
+                }
+            }
         }
     }
 

@@ -16,10 +16,15 @@ pub(super) fn invalid(
     Error::Config { setting: setting.into(), value: value.into(), allowed: allowed.into() }
 }
 
-/// `value`, unless it looks as if a connection string or a secret was put in the wrong place.
+/// `value`, if it can be nothing but a slip: a number, with a unit or without, or a word for on and off. Anything else may be
+/// a secret that was put in the wrong place, however short and plain it is.
 pub(super) fn shown(value: &str) -> String {
-    let plain = value.len() <= 24 && value.chars().all(|c| c.is_ascii_alphanumeric() || " .-_+".contains(c));
-    if plain { format!("`{value}`") } else { "`***`".into() }
+    const WORDS: [&str; 16] =
+        ["", "on", "off", "true", "false", "yes", "no", "none", "never", "ms", "s", "sec", "m", "min", "h", "d"];
+    let bare = value.trim().trim_start_matches('-');
+    let word = bare.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let slip = bare.len() - word.len() <= 9 && WORDS.contains(&word.trim_start());
+    if slip { format!("`{value}`") } else { "`***`".into() }
 }
 
 pub(super) fn number<T: std::str::FromStr>(text: &str) -> Result<T, Allowed> {
@@ -84,8 +89,10 @@ mod tests {
 
     #[test]
     fn a_value_that_may_be_a_secret_is_not_shown() {
-        assert_eq!(shown("30 parsecs"), "`30 parsecs`");
-        for secret in ["postgres://u:hunter2@h/d", "hunter2@h", "x".repeat(25).as_str()] {
+        for slip in ["30", "-1", "2.5", "10 sec", "30s", "true", "off"] {
+            assert_eq!(shown(slip), format!("`{slip}`"));
+        }
+        for secret in ["postgres://u:hunter2@h/d", "hunter2", "swordfish", "9lives", "1234567890"] {
             assert_eq!(shown(secret), "`***`");
         }
     }

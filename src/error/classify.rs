@@ -214,9 +214,21 @@ pub(crate) fn says_stale_plan(message: &str) -> bool {
     message == "cached plan must not change result type"
 }
 
-/// The server as a whole went away or became a standby: its other connections are not worth trying.
+/// `statement_timeout` or `idle_in_transaction_session_timeout` has passed, or the statement was cancelled.
+pub(crate) fn is_timeout(sqlstate: [u8; 5]) -> bool {
+    matches!(&sqlstate, b"57014" | b"25P03")
+}
+
+/// Of an error of BEGIN READ WRITE: the server became a standby. PostgreSQL says 0A000 ("cannot set transaction read-write
+/// mode during recovery"); others say 25006.
+pub(crate) fn is_demoted(sqlstate: [u8; 5]) -> bool {
+    matches!(&sqlstate, b"0A000" | b"25006")
+}
+
+/// Of what a first flight was lost with: the server as a whole went away or became a standby, and its other connections are
+/// not worth trying.
 pub(crate) fn is_server_gone(sqlstate: [u8; 5]) -> bool {
-    matches!(&sqlstate, b"57P01" | b"57P02" | b"57P03" | b"25006")
+    matches!(&sqlstate, b"57P01" | b"57P02" | b"57P03") || is_demoted(sqlstate)
 }
 
 /// What the wire and the scope know about an error that diesel reports.

@@ -3,7 +3,7 @@
 //! Both are rows of `file_metadata`; what sets them apart is the type of their document. A row is gone when `is_deleted` says
 //! so, and by nothing else. Every function names the owner in its WHERE clause: a file of somebody else looks like none.
 //!
-//! Where a list of ids is given the owner is compared with IS NOT DISTINCT FROM: no index can answer that, so that a plan made without
+//! Where ids are given, or in a sub-query, the owner is compared with IS NOT DISTINCT FROM: no index can answer that, so that a plan made without
 //! knowing the owner never goes through everything that a large one has.
 
 mod details;

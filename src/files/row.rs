@@ -59,6 +59,14 @@ impl<D: FileDocument> File<D> {
         self.file_metadata.get().map_err(|broken| self.broken("file_metadata", broken))
     }
 
+    /// An error if the document is no object: nothing could be put into it.
+    pub(super) fn is_object(&self) -> Result<()> {
+        match self.file_metadata.broken() {
+            Some(broken) if !broken.raw.is_object() => Err(self.broken("file_metadata", broken)),
+            _ => Ok(()),
+        }
+    }
+
     /// Every document of this file that does not fit its type, as an error with table, id and path.
     pub fn broken_documents(&self) -> Vec<Error> {
         let documents = [("file_metadata", self.file_metadata.broken()), ("tags", self.tags.broken())];

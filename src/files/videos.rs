@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use diesel::dsl::{exists, not, now};
+use diesel::dsl::{case_when, exists, jsonb_typeof, not, now};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Jsonb, Nullable, Record, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
@@ -40,7 +40,10 @@ pub async fn video_store(conn: &mut impl Executor, owner: UserId, video: &NewVid
         checksum,
     } = stored;
     let job_is_theirs = exists(
-        jobs::table.filter(jobs::id.nullable().eq(*job)).filter(jobs::user_id.eq(owner)).filter(not(jobs::is_deleted)),
+        jobs::table
+            .filter(jobs::id.nullable().eq(*job))
+            .filter(jobs::user_id.is_not_distinct_from(owner))
+            .filter(not(jobs::is_deleted)),
     );
     let row = users::table
         .filter(users::id.eq(owner))
@@ -161,13 +164,14 @@ pub async fn video_by_job(
     Ok(by_job)
 }
 
-/// Sets the keys that `details` has and leaves all others as they are, unknown ones and counters included.
+/// Sets the keys that `details` of the owner's video has and leaves all others as they are, unknown ones and counters included.
 ///
 /// The server merges, so two changes at once lose nothing. One round trip, by primary key.
 ///
 /// # Errors
 ///
-/// [`Error::NotFound`]; [`Error::Invalid`] names what does not fit.
+/// [`Error::NotFound`]; [`Error::Invalid`] names what does not fit; [`Error::BrokenDocument`] if the document is no object:
+/// it is left as it is then.
 pub async fn video_change_details(
     conn: &mut impl Executor,
     owner: UserId,
@@ -175,22 +179,30 @@ pub async fn video_change_details(
     details: &VideoDetails,
 ) -> Result<Video> {
     details.check()?;
-    diesel::update(file_metadata::table)
+    let kind = || jsonb_typeof(file_metadata::file_metadata_);
+    let changes = || Document::new(details.clone());
+    // SQLAlchemy stores JSON's null for None.
+    let merged = case_when(kind().eq("object"), file_metadata::file_metadata_.concat(changes()))
+        .when(kind().eq("null"), changes().into_sql::<Jsonb>())
+        .otherwise(file_metadata::file_metadata_);
+    let video: Video = diesel::update(file_metadata::table)
         .filter(file_metadata::id.eq(id))
         .filter(file_metadata::user_id.eq(owner))
         .filter(file_metadata::file_type.eq(FileType::Video))
         .filter(not(file_metadata::is_deleted))
-        .set(file_metadata::file_metadata_.eq(file_metadata::file_metadata_.concat(Document::new(details.clone()))))
+        .set(file_metadata::file_metadata_.eq(merged))
         .returning(Video::as_returning())
         .get_result(conn)
         .await
         .optional()?
-        .ok_or(NOT_FOUND)
+        .ok_or(NOT_FOUND)?;
+    video.is_object()?;
+    Ok(video)
 }
 
-/// Deletes a video together with its thumbnails and returns how many of these there were.
+/// Deletes the owner's video together with its thumbnails and returns how many of these there were.
 ///
-/// One statement: either all of it is gone or nothing. By primary key and `file_metadata_video_idx`.
+/// One round trip and one statement: either all of it is gone or nothing. By primary key and `file_metadata_video_idx`.
 ///
 /// # Errors
 ///
@@ -201,7 +213,7 @@ pub async fn video_delete(conn: &mut impl Executor, owner: UserId, id: FileId) -
     let is_there = exists(
         video
             .filter(video.field(file_metadata::id).eq(id))
-            .filter(video.field(file_metadata::user_id).eq(owner))
+            .filter(video.field(file_metadata::user_id).is_not_distinct_from(owner))
             .filter(video.field(file_metadata::file_type).eq(FileType::Video))
             .filter(not(video.field(file_metadata::is_deleted))),
     );

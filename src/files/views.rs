@@ -18,7 +18,7 @@ use crate::schema::file_metadata;
 use crate::types::sql::{t2m_count, t2m_thumbnail_video};
 use crate::types::{FileId, FileType, UserId};
 
-/// Counts a view, notes the access, and returns the video with the new count.
+/// Counts a view of the owner's video, notes the access, and returns the video with the new count.
 ///
 /// The server adds, so none is lost among many at once. One round trip, by primary key.
 ///
@@ -29,7 +29,7 @@ pub async fn video_count_view(conn: &mut impl Executor, owner: UserId, id: FileI
     count(conn, owner, id, "view_count").await
 }
 
-/// Counts a download, notes the access, and returns the video with the new count.
+/// Counts a download of the owner's video, notes the access, and returns the video with the new count.
 ///
 /// The server adds, so none is lost among many at once. One round trip, by primary key.
 ///
@@ -59,13 +59,11 @@ async fn count(conn: &mut impl Executor, owner: UserId, id: FileId, counter: &st
         .await
         .optional()?
         .ok_or(NOT_FOUND)?;
-    if video.file_metadata.broken().is_some_and(|broken| !broken.raw.is_object()) {
-        video.details()?; // always an error here: what is no object has no counters
-    }
+    video.is_object()?;
     Ok(video)
 }
 
-/// Notes that a video was accessed without counting it. One round trip, by primary key.
+/// Notes that the owner's video was accessed without counting it. One round trip, by primary key.
 ///
 /// # Errors
 ///

@@ -35,7 +35,7 @@ pub struct ErrorInfo {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<String>,
     /// When it happened.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::types::time")]
     pub failed_at: Option<DateTime<Utc>>,
     /// Whatever else is known.
     #[serde(flatten)]
@@ -93,7 +93,7 @@ pub struct StageDetail {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<String>,
     /// When it was done.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::types::time")]
     pub completed_at: Option<DateTime<Utc>>,
     /// Whatever else is known.
     #[serde(flatten)]

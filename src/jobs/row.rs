@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Configuration, ErrorInfo, Metrics, Stage};
 use crate::error::{Error, Result};
 use crate::schema::jobs;
-use crate::types::{Broken, Document, JobId, JobStatus, JobType, Priority, Seconds, UserId, finite, text_opt};
+use crate::types::{Broken, Document, JobId, JobStatus, JobType, Priority, Seconds, UserId, finite, number, text_opt};
 
 /// A job that is not deleted.
 #[derive(Debug, Clone, PartialEq, Serialize, Queryable, Selectable)]
@@ -24,10 +24,12 @@ pub struct Job {
     pub priority: Priority,
     pub configuration: Document<Configuration>,
     pub status: JobStatus,
+    #[serde(serialize_with = "number")]
     pub progress_percentage: BigDecimal,
     pub current_stage: Option<String>,
     pub stages_completed: Document<Vec<Stage>>,
     pub estimated_completion: Option<DateTime<Utc>>,
+    #[serde(serialize_with = "number")]
     pub processing_time_seconds: Option<BigDecimal>,
     pub error_info: Option<Document<ErrorInfo>>,
     pub metrics: Option<Document<Metrics>>,

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::{array, not, now};
+use diesel::dsl::{array, case_when, jsonb_typeof, not, now};
 use diesel::prelude::*;
-use diesel::sql_types::{Nullable, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Jsonb, Nullable, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 
 use super::state::before;
@@ -16,7 +16,7 @@ use crate::schema::{job_queue, jobs};
 use crate::types::sql::{coalesce, t2m_from_now, t2m_job_is_finished, t2m_queue_is_open};
 use crate::types::{Document, JobId, JobStatus, Percentage, QueueStatus, UserId, text};
 
-/// Begins a job without the queue: for work that is done on the spot. Its queue entry, if any, is closed.
+/// Begins the owner's job without the queue: for work that is done on the spot. Its queue entry, if any, is closed.
 ///
 /// Two round trips: run it in a transaction. By primary key and the unique index on the queue's job.
 ///
@@ -41,7 +41,11 @@ pub async fn start(conn: &mut impl Executor, owner: UserId, id: JobId) -> Result
     told(conn, owner, id, "processing", moved).await
 }
 
-/// Records how far a job is, the stage that runs and, if one is done, that one. One round trip, by primary key.
+/// Records how far the owner's job is, the stage that runs and, if one is done, that one. One round trip, by primary key.
+///
+/// For work without the queue's lease; a worker uses [`queue::progress`](crate::queue::progress), which a late one cannot.
+/// What is done stays done when a job is tried again, so that the next try may go on from there: a stage that is recorded
+/// already is not recorded twice.
 ///
 /// # Errors
 ///
@@ -56,7 +60,11 @@ pub async fn set_progress(
     done: Option<&Stage>,
 ) -> Result<Job> {
     text("job.current_stage", stage, 100)?;
-    let done = Document::new(done.into_iter().cloned().collect::<Vec<_>>());
+    let done = || Document::new(done.into_iter().cloned().collect::<Vec<_>>());
+    // SQLAlchemy stores JSON's null for None.
+    let stages = case_when(jsonb_typeof(jobs::stages_completed).eq("null"), done().into_sql::<Jsonb>())
+        .when(jobs::stages_completed.contains(done()), jobs::stages_completed)
+        .otherwise(jobs::stages_completed.concat(done()));
     let moved = diesel::update(jobs::table)
         .filter(jobs::id.eq(id))
         .filter(jobs::user_id.eq(owner))
@@ -65,7 +73,7 @@ pub async fn set_progress(
         .set((
             jobs::progress_percentage.eq(progress.as_decimal()),
             jobs::current_stage.eq(stage),
-            jobs::stages_completed.eq(jobs::stages_completed.concat(done)),
+            jobs::stages_completed.eq(stages),
         ))
         .returning(Job::as_returning())
         .get_result(conn)
@@ -74,7 +82,7 @@ pub async fn set_progress(
     told(conn, owner, id, "processing", moved).await
 }
 
-/// Completes a job that was done without the queue's lease; a worker uses [`queue::complete`](crate::queue::complete).
+/// Completes the owner's job that was done without the queue's lease; a worker uses [`queue::complete`](crate::queue::complete).
 ///
 /// Two round trips: run it in a transaction. By primary key and the unique index on the queue's job.
 ///
@@ -111,7 +119,7 @@ pub(crate) async fn finish_job(conn: &mut impl Executor, owner: UserId, id: JobI
     told(conn, owner, id, "completed", moved).await
 }
 
-/// Gives a job up for good; a worker that wants it tried again uses [`queue::fail`](crate::queue::fail).
+/// Gives the owner's job up for good; a worker that wants it tried again uses [`queue::fail`](crate::queue::fail).
 ///
 /// Two round trips: run it in a transaction. By primary key and the unique index on the queue's job.
 ///
@@ -137,7 +145,7 @@ pub async fn fail(conn: &mut impl Executor, owner: UserId, id: JobId, error: &Er
     told(conn, owner, id, "failed", moved).await
 }
 
-/// Calls a job off. A worker that is at it learns of it at its next heartbeat and cannot finish it.
+/// Calls the owner's job off. A worker that is at it learns of it at its next heartbeat and cannot finish it.
 ///
 /// Two round trips: run it in a transaction. By primary key and the unique index on the queue's job.
 ///
@@ -159,7 +167,7 @@ pub async fn cancel(conn: &mut impl Executor, owner: UserId, id: JobId) -> Resul
     told(conn, owner, id, "cancelled", moved).await
 }
 
-/// Deletes a job in whatever state; what is not finished is called off. Its files stay.
+/// Deletes the owner's job in whatever state; what is not finished is called off. Its files stay.
 ///
 /// Two round trips: run it in a transaction. By primary key and the unique index on the queue's job.
 ///
@@ -175,7 +183,7 @@ pub async fn soft_delete(conn: &mut impl Executor, owner: UserId, id: JobId) -> 
         .set((
             jobs::is_deleted.eq(true),
             jobs::deleted_at.eq(now),
-            jobs::status.eq(diesel::dsl::case_when(t2m_job_is_finished(jobs::status), jobs::status)
+            jobs::status.eq(case_when(t2m_job_is_finished(jobs::status), jobs::status)
                 .when(jobs::status.eq(JobStatus::Archived), jobs::status)
                 .otherwise(JobStatus::Cancelled.into_sql::<diesel::sql_types::Text>())),
         ))

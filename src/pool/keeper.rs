@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::admission::Permit;
 use super::lease::Lease;
+use super::opening::Whose;
 use super::stats::{CloseReason, add};
 use super::{Held, Pool, ScopeName};
 use crate::config::Config;
@@ -30,7 +31,7 @@ pub(super) async fn keep(pool: Weak<Pool>, config: Config) {
         }
         let _background = pool.in_background();
         pool.notice_leaks();
-        pool.tend_idle().await;
+        pool.tend_idle();
         pool.warm_up().await;
     }
 }
@@ -61,11 +62,11 @@ impl Pool {
     }
 
     /// Closes idle connections that are too old, too long idle or dead, and sends a byte over quiet ones.
-    async fn tend_idle(self: &Arc<Self>) {
+    fn tend_idle(self: &Arc<Self>) {
         let mut spare = self.live().saturating_sub(self.config.min_idle as usize);
         let mut good: Vec<(Held, Permit)> = Vec::new();
         let mut quiet = None;
-        // Everything idle is looked at without an await, so nobody finds the pool empty meanwhile for long.
+        // Everything idle is looked at without an await, so nobody finds the pool empty for long.
         while let Ok(Some(permit)) = self.admission.try_admit() {
             let Some(held) = self.take_idle() else { break };
             let now = Instant::now();
@@ -85,7 +86,7 @@ impl Pool {
                 spare = spare.saturating_sub(1);
                 drop(self.close_session(held, permit, reason));
             } else if quiet.is_none() && self.config.keepalive.is_some_and(|every| held.heard_of.elapsed() >= every) {
-                // One each time: a borrower must not find all of them away.
+                // One each tick: a borrower must not find all of them away.
                 quiet = Some((held, permit));
             } else {
                 good.push((held, permit));
@@ -97,13 +98,18 @@ impl Pool {
             drop(permit);
         }
         if let Some((held, permit)) = quiet {
-            self.keep_alive(held, permit).await;
+            // In a task of its own: the others do not wait for one that does not answer.
+            let (pool, background) = (Arc::clone(self), self.in_background());
+            tokio::spawn(async move {
+                pool.keep_alive(held, permit).await;
+                drop(background);
+            });
         }
     }
 
     /// An empty statement keeps firewalls and load balancers from forgetting the connection, and finds out if they did.
     async fn keep_alive(self: &Arc<Self>, held: Held, permit: Permit) {
-        let scope = ScopeName { name: "keepalive", place: std::panic::Location::caller() };
+        let scope = ScopeName::ours("keepalive");
         let idle_since = held.idle_since;
         let mut lease = Lease::new(Arc::clone(self), permit, held, scope);
         let answer = tokio::time::timeout(self.config.cleanup_timeout, lease.session().batch("")).await;
@@ -119,7 +125,7 @@ impl Pool {
     async fn warm_up(self: &Arc<Self>) {
         while self.live() < self.config.min_idle as usize {
             let Ok(Some(permit)) = self.admission.try_admit() else { return };
-            match self.open(permit, tokio::time::Instant::now()).await {
+            match self.open(permit, tokio::time::Instant::now(), Whose::Nobodys).await {
                 Ok((held, permit)) => {
                     drop(held);
                     drop(permit);

@@ -39,11 +39,13 @@ pub(crate) enum Why {
 #[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) pool: Arc<Pool>,
-    permit: Option<Permit>,
+    /// Away while a dead connection is being replaced: it is with what goes on when the scope is dropped.
+    permit: Mutex<Option<Permit>>,
     slots: Slots,
     current: AtomicU8,
     pub(crate) holder: Arc<Holder>,
-    key: usize,
+    /// Its entry in the registry; gone when the connection was given back.
+    key: Option<usize>,
     effects: Mutex<Effects>,
     /// `SET` tags that our own messages cause.
     own_sets: AtomicU32,
@@ -56,11 +58,13 @@ impl Lease {
     pub(super) fn new(pool: Arc<Pool>, permit: Permit, held: Held, scope: ScopeName) -> Self {
         held.wire.start_scope();
         let holder = Arc::new(Holder::new(scope, nested::id(&pool), nested::around(), Arc::clone(&held.wire)));
-        let key = pool.registry.enter(Arc::clone(&holder));
-        add(&pool.counters.checkouts);
+        let key = Some(pool.registry.enter(Arc::clone(&holder)));
+        if !scope.ours {
+            add(&pool.counters.checkouts);
+        }
         Self {
             pool,
-            permit: Some(permit),
+            permit: Mutex::new(Some(permit)),
             slots: [OnceLock::from(held), OnceLock::new(), OnceLock::new()],
             current: AtomicU8::new(0),
             holder,
@@ -96,10 +100,18 @@ impl Lease {
         self.slot() + 1 < SLOTS
     }
 
+    /// For [`Pool::replace_in`](super::Pool::replace_in).
+    pub(super) fn take_permit(&self) -> Option<Permit> {
+        self.permit.lock().take()
+    }
+
     /// Goes on with `held`; the connection in use is dead.
-    pub(super) fn replace(&self, held: Held) {
+    pub(super) fn replace(&self, held: Held, permit: Permit) {
+        *self.permit.lock() = Some(permit);
         held.wire.start_scope();
         self.holder.moved_to(Arc::clone(&held.wire));
+        // Those were of the BEGIN that was lost.
+        self.own_sets.store(0, Relaxed);
         let next = self.slot() + 1;
         if self.slots[next].set(held).is_ok() {
             self.current.store(u8::try_from(next).unwrap_or(0), SeqCst);
@@ -200,7 +212,7 @@ impl Lease {
     }
 
     fn give_back(&mut self, close: Option<CloseReason>, unused_since: Option<Instant>) {
-        let Some(permit) = self.permit.take() else { return };
+        let Some(key) = self.key.take() else { return };
         let current = self.slot();
         let slots = mem::take(&mut self.slots);
         let mut kept = None;
@@ -213,11 +225,16 @@ impl Lease {
             }
         }
         let now = Instant::now();
-        self.pool.counters.hold.record(now.duration_since(self.holder.since));
-        if let Some(held) = kept {
-            self.pool.take_back(held, permit, close, now, unused_since);
+        if !self.holder.scope.ours {
+            self.pool.counters.hold.record(now.duration_since(self.holder.since));
         }
-        self.pool.left(self.key, &self.holder);
+        match (kept, self.permit.get_mut().take()) {
+            (Some(held), Some(permit)) => self.pool.take_back(held, permit, close, now, unused_since),
+            // It is dead, and could not be replaced or is being replaced still.
+            (Some(held), None) => self.pool.forget(held, CloseReason::Broken),
+            (None, _) => {}
+        }
+        self.pool.left(key, &self.holder);
     }
 
     pub(super) fn is_being_reclaimed(&mut self) {
@@ -228,20 +245,21 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(permit) = self.permit.take() else { return };
+        if self.key.is_none() {
+            return;
+        }
         if self.being_reclaimed {
             // The clean-up itself was dropped: the runtime is shutting down. Closing is all that is left.
-            self.permit = Some(permit);
             self.give_back(Some(CloseReason::Broken), None);
             return;
         }
         let lease = Self {
             pool: Arc::clone(&self.pool),
-            permit: Some(permit),
+            permit: Mutex::new(self.permit.get_mut().take()),
             slots: mem::take(&mut self.slots),
             current: AtomicU8::new(self.current.load(SeqCst)),
             holder: Arc::clone(&self.holder),
-            key: self.key,
+            key: self.key.take(),
             effects: Mutex::new(self.effects()),
             own_sets: AtomicU32::new(self.own_sets.load(Relaxed)),
             lent_raw: AtomicBool::new(self.lent_raw.load(Relaxed)),

@@ -14,6 +14,7 @@
 mod admission;
 mod budget;
 mod closing;
+mod dedicated;
 mod keeper;
 mod lease;
 mod manager;
@@ -21,35 +22,36 @@ mod nested;
 mod opening;
 mod reclaim;
 mod registry;
+mod replace;
 mod session;
 mod stats;
 
-use std::future::{Future, pending};
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use diesel_async::AsyncPgConnection;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
 use admission::{Admission, Permit, Refused};
 use budget::RetryBudget;
 pub use closing::CloseReport;
+pub(crate) use dedicated::Dedicated;
 pub(crate) use lease::{Lease, Why};
 use manager::Manager;
 pub(crate) use nested::inside;
-use opening::Opening;
+use opening::{Opening, Whose};
 pub(crate) use reclaim::Undone;
 use registry::Registry;
 pub use registry::{Checkout, Phase};
 pub(crate) use registry::{Holder, ScopeName};
-pub(crate) use session::{CloseOnDrop, Identity, Session};
+pub(crate) use session::{Identity, Session};
 pub(crate) use stats::{CloseReason, Counters, add};
 pub use stats::{Closed, Distribution, PoolStats};
 
@@ -57,6 +59,8 @@ use crate::config::Config;
 use crate::connect::{ConnectError, Connector};
 use crate::error::{CheckoutTimeout, Error, Result};
 use crate::statement::Doorkeeper;
+
+const SHUTTING_DOWN: &str = "the runtime is shutting down";
 
 /// A connection as bb8 lends it.
 pub(crate) type Held = bb8::PooledConnection<'static, Manager>;
@@ -104,10 +108,13 @@ impl std::fmt::Debug for Pool {
 /// A background task of the handle's. It gets the pool weakly and ends by itself.
 pub(crate) type Companion = Box<dyn FnOnce(Weak<Pool>) -> BoxFuture<'static, ()> + Send>;
 
-/// A connection that is not the pool's any more, on one of its places.
-pub(crate) struct Dedicated {
-    pub(crate) conn: AsyncPgConnection,
-    pub(crate) rest: (CloseOnDrop, Permit),
+/// See [`Pool::in_background`].
+struct Background(Arc<Pool>);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.admission.end_in_background();
+    }
 }
 
 /// How long a checkout may take, and what says so.
@@ -182,7 +189,7 @@ impl Pool {
     pub(crate) async fn connect_first(self: &Arc<Self>) -> Result<()> {
         let Ok(Some(permit)) = self.admission.try_admit() else { return Ok(()) };
         // A deadline that has passed allows one attempt, and `connect_timeout` bounds that.
-        let opened = self.open(permit, Instant::now()).await;
+        let opened = self.open(permit, Instant::now(), Whose::Nobodys).await;
         drop(opened.map_err(|error| Error::Connect(Box::new(error)))?);
         // Only now: the keeper would not see it coming, and open one too.
         self.start();
@@ -203,7 +210,7 @@ impl Pool {
         };
         match self.take_idle() {
             Some(held) if self.is_current(&held) => {
-                self.counters.wait.record(Duration::ZERO);
+                self.waited(scope, Duration::ZERO);
                 // No await since the connection was taken.
                 self.lend(permit, held, scope)
             }
@@ -237,15 +244,22 @@ impl Pool {
         began: Instant,
     ) -> Result<Lease> {
         // An attempt that is still under way then goes on without us, and keeps its place until it ends.
-        let (held, permit) = match timeout_at(limit.until, self.obtain(permit, unfit, limit.until)).await {
-            Ok(Ok(obtained)) => obtained,
-            _ if self.admission.is_closed() => return Err(self.refusal(&Refused::Closed, scope, limit, began)),
-            Ok(Err(error)) if error.is_fatal() => return Err(Error::Connect(Box::new(error))),
-            Ok(Err(_)) | Err(_) => return Err(self.refusal(&Refused::TimedOut, scope, limit, began)),
-        };
-        self.counters.wait.record(began.elapsed());
+        let (held, permit) =
+            match timeout_at(limit.until, self.obtain(permit, unfit, limit.until, Whose::Nobodys)).await {
+                Ok(Ok(obtained)) => obtained,
+                _ if self.admission.is_closed() => return Err(self.refusal(&Refused::Closed, scope, limit, began)),
+                Ok(Err(error)) if error.is_fatal() => return Err(Error::Connect(Box::new(error))),
+                Ok(Err(_)) | Err(_) => return Err(self.refusal(&Refused::TimedOut, scope, limit, began)),
+            };
+        self.waited(scope, began.elapsed());
         // No await since the connection was taken.
         self.lend(permit, held, scope)
+    }
+
+    fn waited(&self, scope: ScopeName, wait: Duration) {
+        if !scope.ours {
+            self.counters.wait.record(wait);
+        }
     }
 
     /// The pool may have been closed since the permit was given: then `close` found no entry to wait for.
@@ -258,29 +272,10 @@ impl Pool {
         Ok(lease)
     }
 
-    /// Opens a connection for work that no scope fits, as migrations. It takes one of the pool's places until both parts
-    /// of it are dropped; an idle connection makes room for it.
-    ///
-    /// # Cancel safety
-    /// As [`checkout`](Self::checkout).
-    pub(crate) async fn dedicated(self: &Arc<Self>, scope: ScopeName) -> Result<Dedicated> {
-        self.start();
-        let began = Instant::now();
-        let limit = self.limit(None);
-        let admitted = self.admission.admit(limit.until).await;
-        let mut permit = admitted.map_err(|refused| self.refusal(&refused, scope, limit, began))?;
-        if let Some(held) = self.take_idle() {
-            let freed = self.close_session(held, permit, CloseReason::Outdated).await;
-            permit = freed.map_err(|_| Error::Closed { scope: scope.to_string() })?;
-        }
-        let session = self.bb8.dedicated_connection().await.map_err(|error| Error::Connect(Box::new(error)))?;
-        let (conn, closer) = session.into_parts();
-        Ok(Dedicated { conn, rest: (closer, permit) })
-    }
-
     /// Marks what is done until the guard is dropped as work of our own that ends soon by itself.
-    pub(crate) fn in_background(&self) -> impl Drop + '_ {
-        self.admission.in_background()
+    pub(crate) fn in_background(self: &Arc<Self>) -> impl Drop + Send + 'static {
+        self.admission.begin_in_background();
+        Background(Arc::clone(self))
     }
 
     /// Changes when the pool is closed or dropped; `close` waits until nobody holds one of these any more.
@@ -292,39 +287,19 @@ impl Pool {
         self.admission.is_closed()
     }
 
-    /// A connection in place of one that was found dead. The lease's permit goes on standing for it.
-    ///
-    /// # Cancel safety
-    /// As [`checkout`](Self::checkout).
-    pub(crate) async fn replace_in(self: &Arc<Self>, lease: &Lease, until: Instant) -> Result<(), ConnectError> {
-        loop {
-            if let Some(held) = self.take_idle() {
-                if self.is_current(&held) {
-                    lease.replace(held);
-                    return Ok(());
-                }
-                self.forget(held, CloseReason::Outdated);
-                continue;
-            }
-            let began = Instant::now();
-            let opened = timeout_at(until, self.open_until(until, pending())).await;
-            lease.replace(opened.unwrap_or_else(|_| Err(ConnectError::timed_out(began.elapsed())))?);
-            return Ok(());
-        }
-    }
-
     /// An idle connection that may be lent, or a new one; `unfit` was found not to be.
     async fn obtain(
         self: &Arc<Self>,
         mut permit: Permit,
         mut unfit: Option<Held>,
         until: Instant,
+        whose: Whose,
     ) -> Result<(Held, Permit), ConnectError> {
         loop {
             if let Some(held) = unfit.take() {
                 let reason = if held.is_dead() { CloseReason::Broken } else { CloseReason::Outdated };
                 let freed = self.close_session(held, permit, reason).await;
-                permit = freed.map_err(|_| ConnectError::stopped(&"the runtime is shutting down"))?;
+                permit = freed.map_err(|_| ConnectError::stopped(&SHUTTING_DOWN))?;
             }
             match self.take_idle() {
                 Some(held) if self.is_current(&held) => return Ok((held, permit)),
@@ -333,7 +308,7 @@ impl Pool {
             }
         }
         let _waiting = self.admission.wait_in_line();
-        self.open(permit, until).await
+        self.open(permit, until, whose).await
     }
 
     /// What the last failed attempt to connect said, unless the server was reached since.
@@ -400,26 +375,6 @@ impl Pool {
         drop(permit);
     }
 
-    /// Closes a session, in a task of its own that gives the permit away when the server has closed it too.
-    fn close_session(&self, held: Held, permit: Permit, reason: CloseReason) -> oneshot::Receiver<Permit> {
-        let (free, freed) = oneshot::channel();
-        let (ending, patience) = (Arc::clone(&held.ending), self.config.cleanup_timeout);
-        self.forget(held, reason);
-        self.spawn(async move {
-            // What is not over by then is cut off by its driver's task.
-            let _ = tokio::time::timeout(patience, ending.over()).await;
-            let _ = free.send(permit);
-        });
-        freed
-    }
-
-    /// Drops a session for good. Its driver's task says goodbye to the server.
-    fn forget(&self, mut held: Held, reason: CloseReason) {
-        held.close = Some(reason);
-        self.counters.count_closed(reason);
-        drop(held);
-    }
-
     /// A session learned that the server went away: what was opened before is not worth trying.
     pub(crate) fn outdate(&self, session: &Session) {
         // Only the first of them; its siblings come to the same conclusion.
@@ -451,20 +406,25 @@ impl Pool {
     }
 
     fn refusal(&self, refused: &Refused, scope: ScopeName, limit: Limit, began: Instant) -> Error {
+        let count = |counter| {
+            if !scope.ours {
+                add(counter);
+            }
+        };
         let (scope, waited) = (scope.to_string(), began.elapsed());
         match refused {
             Refused::Closed => Error::Closed { scope },
             Refused::TimedOut => {
-                add(&self.counters.timeouts);
+                count(&self.counters.timeouts);
                 Error::CheckoutTimeout(Box::new(self.checkout_timeout(scope, waited, limit.set_by)))
             }
             Refused::QueueFull => {
-                add(&self.counters.shed);
+                count(&self.counters.shed);
                 let reason = "as many others wait as `max_waiting` allows".into();
                 Error::Overloaded { scope, waited, reason }
             }
             Refused::Shed => {
-                add(&self.counters.shed);
+                count(&self.counters.shed);
                 let reason = "every wait of the last `queue_interval` was longer than `queue_target`".into();
                 Error::Overloaded { scope, waited, reason }
             }

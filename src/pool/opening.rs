@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -73,19 +74,37 @@ impl Opening {
 /// A connection that was opened, with the permit that it runs on.
 pub(super) type Opened = Result<(Held, Permit), ConnectError>;
 
+/// Who a connection is opened for, and so when it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// Whoever waits for one: not once the pool is closed.
+    Nobodys,
+    /// A scope whose own is dead: `close` drains it, so it is served until it is dropped.
+    Leases,
+}
+
 impl Pool {
     /// Opens a connection in a task of its own, until `deadline`. If nobody waits for it in the end it goes to the idle
     /// ones: a login is not wasted because its first user lost patience.
     ///
     /// # Cancel safety
     /// The permit stays with the task, so what is being opened keeps its place in `max_size`.
-    pub(super) async fn open(self: &Arc<Self>, permit: Permit, deadline: Instant) -> Opened {
+    pub(super) async fn open(self: &Arc<Self>, permit: Permit, deadline: Instant, whose: Whose) -> Opened {
         let (mut answer, result) = oneshot::channel();
         let pool = Arc::clone(self);
         let task = tokio::spawn(async move {
-            let opened = tokio::select! {
-                opened = pool.open_until(deadline, answer.closed()) => opened,
-                () = pool.admission.closed() => Err(ConnectError::stopped(&"the pool was closed")),
+            let opened = {
+                let nobody_cares = answer.closed().shared();
+                let given_up = async {
+                    if whose == Whose::Leases {
+                        nobody_cares.clone().await;
+                    }
+                    pool.admission.closed().await;
+                };
+                tokio::select! {
+                    opened = pool.open_until(deadline, nobody_cares.clone()) => opened,
+                    () = given_up => Err(ConnectError::stopped(&"the pool was closed")),
+                }
             };
             // Unsent, the pair is dropped in order: first the connection goes back to bb8, then the permit is free.
             drop(answer.send(opened.map(|held| (held, permit))));
@@ -100,7 +119,7 @@ impl Pool {
     }
 
     /// Tries until `deadline`, or until nobody cares for the result any more. An attempt that has begun is finished.
-    pub(super) async fn open_until(
+    async fn open_until(
         &self,
         deadline: Instant,
         nobody_cares: impl Future<Output = ()>,

@@ -18,6 +18,19 @@ use crate::wire::{Status, Wire};
 pub(crate) struct ScopeName {
     pub(crate) name: &'static str,
     pub(crate) place: &'static Location<'static>,
+    /// The pool's own work, as a health check: it is shown where it is, and no total counts it.
+    pub(crate) ours: bool,
+}
+
+impl ScopeName {
+    pub(crate) fn new(name: &'static str, place: &'static Location<'static>) -> Self {
+        Self { name, place, ours: false }
+    }
+
+    #[track_caller]
+    pub(crate) fn ours(name: &'static str) -> Self {
+        Self { ours: true, ..Self::new(name, Location::caller()) }
+    }
 }
 
 impl fmt::Display for ScopeName {

@@ -58,6 +58,7 @@ pub(crate) struct Ending {
     over: AtomicBool,
     ended: Notify,
     close: Notify,
+    at_once: AtomicBool,
     said: Mutex<Option<String>>,
 }
 
@@ -78,6 +79,12 @@ impl Ending {
             ended.as_mut().await;
             ended.set(self.ended.notified());
         }
+    }
+
+    /// Closes the socket, whatever was sent or is still to come.
+    pub(super) fn cut(&self) {
+        self.at_once.store(true, SeqCst);
+        self.close.notify_one();
     }
 
     /// What the driver said last.
@@ -159,9 +166,9 @@ impl Session {
         })
     }
 
-    /// The connection by itself, and what closes it.
-    pub(crate) fn into_parts(self) -> (AsyncPgConnection, CloseOnDrop) {
-        (self.conn, self.closer)
+    /// The connection by itself, what closes it, and what cancels its statements.
+    pub(super) fn into_parts(self) -> (AsyncPgConnection, CloseOnDrop, Canceller) {
+        (self.conn, self.closer, self.canceller)
     }
 
     /// Sends `sql` as one message, whatever the statement cache or the transaction manager think.
@@ -263,7 +270,9 @@ async fn drive(mut driver: Driver, over: Over, patience: Duration) {
     let mut messages = pin!(stream::poll_fn(|cx| driver.poll_message(cx)));
     let mut close = pin!(async {
         ending.close.notified().await;
-        tokio::time::sleep(patience).await;
+        if !ending.at_once.load(SeqCst) {
+            tokio::time::sleep(patience).await;
+        }
     });
     loop {
         let message = poll_fn(|cx| {

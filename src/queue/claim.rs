@@ -63,7 +63,8 @@ pub async fn claim(conn: &mut impl Executor, worker: &Worker, batch: BatchSize, 
 /// is nothing of that kind, and zero if something is due already.
 ///
 /// For a worker whose [`claim`] found nothing: it sleeps so long, unless a notification wakes it before. One round trip, by
-/// `job_queue_claim_idx`, which then holds little but what waits, and `job_queue_lease_idx`. For workers: all owners' jobs.
+/// `job_queue_claim_idx`, which then holds little but what waits, and `job_queue_lease_idx`: it reads what that claim has
+/// read, all that waits or is held. For workers: all owners' jobs.
 pub async fn due_in(conn: &mut impl Executor) -> Result<Option<Duration>> {
     let retry = job_queue::table
         .filter(t2m_queue_is_open(job_queue::queue_status))

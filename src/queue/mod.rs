@@ -1,7 +1,7 @@
 //! The queue: who works on which job, and until when.
 //!
 //! A worker holds a job by a *lease*, not by a transaction that stays open while it renders: [`claim`] gives it one that
-//! ends by itself, [`heartbeat`] prolongs it, [`complete`] or [`fail`] ends it. A job whose worker died comes back by itself:
+//! ends by itself, [`heartbeat`] and [`progress`] prolong it, [`complete`] or [`fail`] ends it. A job whose worker died comes back by itself:
 //! [`claim`] takes leases that ran out as well, and [`put_back_expired`] gives up those that were lost too often. Every
 //! claim raises the job's *fencing token*; a worker that comes late shows an old one and is told [`Error::LeaseLost`]. So a
 //! job is completed once, however many workers believed to have it.
@@ -45,7 +45,7 @@ mod settle;
 pub use claim::{claim, due_in};
 pub use recover::{put_back_expired, put_back_worker};
 pub use row::{Backoff, BatchSize, Claim, Failure, Lease, PutBack, QueueError, Worker};
-pub use settle::{complete, entry, fail, heartbeat, release};
+pub use settle::{complete, entry, fail, heartbeat, progress, release};
 
 /// The channel that [`claim`]'s callers listen on.
 pub const CHANNEL: &str = "t2m_job_queue";

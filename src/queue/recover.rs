@@ -5,6 +5,7 @@ use diesel::dsl::{case_when, not, now};
 use diesel::prelude::*;
 use diesel::sql_types::{Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
+use futures_util::try_join;
 
 use super::{PutBack, QueueError, Worker};
 use crate::error::Result;
@@ -17,9 +18,12 @@ use crate::types::{Document, JobId, JobStatus, QueueId, QueueStatus};
 /// Puts back every job whose lease ran out, at most 1,000 at a time; those that were tried too often fail for good.
 ///
 /// [`claim`](super::claim) takes over expired leases by itself, so nothing waits for this; it settles those that nobody may
-/// claim any more. Call it now and then, from any worker. One round trip when there is nothing to do, else four: run it in a
+/// claim any more. Call it now and then, from any worker. One round trip when there is nothing to do, else three: run it in a
 /// transaction. By `job_queue_lease_idx`. Entries that somebody is at are left for the next time.
-pub async fn put_back_expired(conn: &mut impl Executor) -> Result<PutBack> {
+pub async fn put_back_expired<C: Executor>(conn: &mut C) -> Result<PutBack>
+where
+    for<'c> &'c C: Executor,
+{
     let expired = job_queue::table
         .filter(t2m_queue_is_held(job_queue::queue_status))
         .filter(job_queue::lease_expires_at.le(now))
@@ -35,9 +39,12 @@ pub async fn put_back_expired(conn: &mut impl Executor) -> Result<PutBack> {
 
 /// Puts back at once whatever this worker holds, at most 1,000 jobs: for a supervisor that saw it die, of a Python worker too.
 ///
-/// One round trip when it held nothing, else four: run it in a transaction. By `job_queue_lease_idx`, which holds what is
+/// One round trip when it held nothing, else three: run it in a transaction. By `job_queue_lease_idx`, which holds what is
 /// being worked on and no more.
-pub async fn put_back_worker(conn: &mut impl Executor, worker: &Worker) -> Result<PutBack> {
+pub async fn put_back_worker<C: Executor>(conn: &mut C, worker: &Worker) -> Result<PutBack>
+where
+    for<'c> &'c C: Executor,
+{
     let held = job_queue::table
         .filter(t2m_queue_is_held(job_queue::queue_status))
         .filter(job_queue::worker_id.eq(worker.id()))
@@ -52,7 +59,10 @@ pub async fn put_back_worker(conn: &mut impl Executor, worker: &Worker) -> Resul
 }
 
 /// The entries are locked, so they are what the SELECT saw.
-async fn put_back(conn: &mut impl Executor, entries: Vec<QueueId>, why: &str) -> Result<PutBack> {
+async fn put_back<C: Executor>(conn: &mut C, entries: Vec<QueueId>, why: &str) -> Result<PutBack>
+where
+    for<'c> &'c C: Executor,
+{
     if entries.is_empty() {
         return Ok(PutBack::default());
     }
@@ -87,14 +97,13 @@ async fn put_back(conn: &mut impl Executor, entries: Vec<QueueId>, why: &str) ->
             .filter(jobs::status.eq(JobStatus::Processing))
             .filter(not(jobs::is_deleted))
     };
-    diesel::update(held(queued)).set(jobs::status.eq(JobStatus::Queued)).execute(conn).await?;
-    diesel::update(held(failed))
-        .set((
-            jobs::status.eq(JobStatus::Failed),
-            jobs::completed_at.eq(now),
-            jobs::error_info.eq(Document::new(ErrorInfo::new(why))),
-        ))
-        .execute(conn)
-        .await?;
+    let queued = diesel::update(held(queued)).set(jobs::status.eq(JobStatus::Queued));
+    let failed = diesel::update(held(failed)).set((
+        jobs::status.eq(JobStatus::Failed),
+        jobs::completed_at.eq(now),
+        jobs::error_info.eq(Document::new(ErrorInfo::new(why))),
+    ));
+    let (mut one, mut other) = (&*conn, &*conn);
+    try_join!(queued.execute(&mut one), failed.execute(&mut other))?;
     Ok(put_back)
 }

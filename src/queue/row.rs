@@ -165,7 +165,7 @@ pub struct QueueError {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// When.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::types::time")]
     pub failed_at: Option<DateTime<Utc>>,
     /// Under which token.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -12,10 +12,10 @@ use super::row::lease_seconds;
 use super::{Backoff, Failure, Lease, QueueError};
 use crate::error::{Error, Result};
 use crate::executor::Executor;
-use crate::jobs::{Completion, ErrorInfo, Job, finish_job, refuse};
+use crate::jobs::{Completion, ErrorInfo, Job, Stage, finish_job, refuse, set_progress};
 use crate::schema::{job_queue, jobs};
 use crate::types::sql::t2m_from_now;
-use crate::types::{Document, JobId, JobStatus, QueueStatus, UserId};
+use crate::types::{Document, JobId, JobStatus, Percentage, QueueStatus, UserId, text};
 
 /// Prolongs a lease, counted from now. One round trip, by the unique index on the queue's job.
 ///
@@ -35,6 +35,27 @@ pub async fn heartbeat(conn: &mut impl Executor, lease: &mut Lease, prolong: Dur
         .optional()?;
     lease.expires_at = expires_at.ok_or_else(|| lease.lost())?;
     Ok(())
+}
+
+/// Records how far the job is, as [`jobs::set_progress`](crate::jobs::set_progress), and prolongs the lease as [`heartbeat`].
+///
+/// A worker that was overtaken cannot: the lease is proved, and held until the transaction ends, before the job is touched.
+/// Two round trips: run it in a transaction. By the unique index on the queue's job, and by primary key.
+///
+/// # Errors
+///
+/// [`Error::LeaseLost`]; [`Error::Invalid`] for a stage of more than 100 characters. Nothing was changed then.
+pub async fn progress(
+    conn: &mut impl Executor,
+    lease: &mut Lease,
+    prolong: Duration,
+    progress: &Percentage,
+    stage: &str,
+    done: Option<&Stage>,
+) -> Result<Job> {
+    text("job.current_stage", stage, 100)?;
+    heartbeat(conn, lease, prolong).await?;
+    set_progress(conn, lease.owner, lease.job, progress, stage, done).await
 }
 
 /// Completes the job and ends the lease; a lease that ran out still counts as long as nobody else took the job.
@@ -125,7 +146,7 @@ pub async fn fail(conn: &mut impl Executor, lease: &Lease, error: &ErrorInfo, ba
     Ok(next_try.map_or(Failure::ForGood, Failure::RetryAt))
 }
 
-/// Gives a job back untried, for a worker that shuts down: it waits where it waited before, and nothing counts as failed.
+/// Gives the job of a lease back untried, for a worker that shuts down: it waits where it waited before, and nothing counts as failed.
 ///
 /// Two round trips: run it in a transaction. By the unique index on the queue's job, and by primary key.
 ///

@@ -21,11 +21,13 @@ impl Effects {
     pub(crate) const HOLD: u8 = 8;
     /// `COMMIT AND CHAIN` or `ROLLBACK AND CHAIN`: the status byte never shows that the transaction ended.
     pub(crate) const CHAIN: u8 = 16;
+    /// A statement of it may end the transaction, and so store what came before.
+    pub(crate) const ENDS: u8 = 32;
 
     /// Reads `sql` word by word.
     pub(crate) fn of(sql: &str) -> Self {
         let mut effects = Self::default();
-        let (mut before, mut creating) = (&b""[..], false);
+        let (mut before, mut creating, mut ending) = (&b""[..], false, false);
         for word in sql.as_bytes().split(|byte| !IN_WORD[usize::from(*byte)]).filter(|word| !word.is_empty()) {
             match word.len() {
                 6 if word.eq_ignore_ascii_case(b"create") => creating = true,
@@ -44,12 +46,22 @@ impl Effects {
                     effects.local_sets += 1;
                 }
                 10 if word.eq_ignore_ascii_case(b"set_config") => effects.bits |= Self::SET_CONFIG,
+                3..=8 if ENDINGS.iter().any(|ends| word.eq_ignore_ascii_case(ends)) => {
+                    ending = true;
+                    if before.is_empty() {
+                        effects.bits |= Self::ENDS;
+                    }
+                }
                 16.. if starts_with(word, b"pg_advisory_lock") || starts_with(word, b"pg_try_advisory_lock") => {
                     effects.bits |= Self::ADVISORY_LOCK;
                 }
                 _ => {}
             }
             before = word;
+        }
+        // In a single statement it is the first word, or part of something else, as in CASE .. END.
+        if ending && sql.trim_end_matches([';', ' ', '\n']).contains(';') {
+            effects.bits |= Self::ENDS;
         }
         effects
     }
@@ -77,6 +89,9 @@ const IN_WORD: [bool; 256] = {
     table
 };
 
+/// First words of what ends a transaction.
+const ENDINGS: [&[u8]; 5] = [b"commit", b"end", b"prepare", b"rollback", b"abort"];
+
 fn starts_with(word: &[u8], start: &[u8]) -> bool {
     word.get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start))
 }
@@ -95,5 +110,15 @@ mod tests {
         assert!(!Effects::of("select temperature, temp from pg_temp.y").has(Effects::TEMPORARY));
         assert_eq!(Effects::of("SET LOCAL a = 1; set  transaction read only; SET b = 2").local_sets, 2);
         assert!(Effects::of("rollback and chain").has(Effects::CHAIN));
+    }
+
+    #[test]
+    fn what_may_end_a_transaction_is_seen() {
+        for sql in ["COMMIT", "select 1; end;", "INSERT INTO a VALUES (1); prepare transaction 'x'", " Abort "] {
+            assert!(Effects::of(sql).has(Effects::ENDS), "{sql}");
+        }
+        for sql in ["SELECT CASE WHEN a THEN 1 END;", "UPDATE a SET commit = 1", "SELECT 1; SELECT 2"] {
+            assert!(!Effects::of(sql).has(Effects::ENDS), "{sql}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::server::fingerprint;
 pub(super) async fn apply(url: &str) -> Result<()> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Migration { source };
     let conn = AsyncPgConnection::establish(url).await.map_err(|error| failed(error.into()))?;
-    crate::migrate::run(conn).await.map(drop).map_err(|error| failed(error.into()))
+    crate::migrate::run(conn, ()).await.map(drop).map_err(|error| failed(error.into()))
 }
 
 /// Changes whenever a migration does, so that a template on a shared server is never an old one: by the files as they are

@@ -18,7 +18,7 @@ use super::commit::Settling;
 use super::connection::{Connection, Transaction};
 use super::options::TransactionBuilder;
 use super::scope::{After, Mode, Scope};
-use crate::error::{CommitOutcome, CommitUnknown, Error};
+use crate::error::{CommitOutcome, CommitUnknown, Error, is_timeout};
 use crate::pool::{Counters, Holder, Pool, ScopeName, Why, add, inside};
 
 /// The time that a scope has.
@@ -108,6 +108,11 @@ where
             bounded(commit, scope, until).await?;
             Ok(value)
         }
+        // Our own timer was late, and the server's backstop quicker.
+        End::Returned(Err(_)) if until.is_some_and(|until| until <= Instant::now()) && tx.scope.was_timed_out() => {
+            Settling::new(pool, tx.scope.roll_back()).await;
+            Err(unmendable(budget.passed(scope, "running its body", CommitOutcome::NotCommitted)))
+        }
         End::Returned(Err(error)) => {
             let again = tx.scope.again(&wanted.retry);
             Settling::new(pool, tx.scope.roll_back()).await;
@@ -133,14 +138,14 @@ where
 {
     let lease = pool.checkout(scope, None).await?;
     let holder = Arc::clone(&lease.holder);
-    let mut unfinished = Unfinished { counters: &pool.counters, armed: true };
+    let mut unfinished = Unfinished { counters: &pool.counters, armed: !scope.ours };
     let mut conn = Connection::new(Scope::new(lease, Mode::Read, None));
     let end = {
         let span = tracing::debug_span!("connection", name = scope.name, place = %scope.place);
         let body = async { body(&mut conn).await };
         guarded(inside(&holder, body.instrument(span)), &holder, None).await
     };
-    unfinished.armed = matches!(end, End::Deadline | End::Stopped);
+    unfinished.armed &= matches!(end, End::Deadline | End::Stopped);
     match end {
         End::Returned(result) => {
             conn.scope.hand_back().await;
@@ -212,6 +217,12 @@ async fn bounded(commit: Settling<Result<(), Error>>, scope: ScopeName, until: O
 const LAST_CHANCE: Duration = Duration::from_millis(20);
 
 impl Scope {
+    /// The server ended a statement, or the session, because of a time that rode with BEGIN.
+    fn was_timed_out(&self) -> bool {
+        let first = self.lease.as_ref().and_then(|lease| lease.session().wire.first_error());
+        first.is_some_and(|error| is_timeout(error.sqlstate))
+    }
+
     /// Whether the work of a body that is being stopped is stored.
     fn outcome(&self) -> CommitOutcome {
         match (&self.lease, &self.after) {

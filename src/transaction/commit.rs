@@ -80,6 +80,13 @@ impl Scope {
                 self.lease = Some(lease);
                 return Err(Box::pin(self.abort(reason)).await);
             }
+            if lease.session().is_dead() {
+                // COMMIT is not sent, so there is nothing to be found out.
+                let lost = self.lost(lease.session());
+                self.lease = Some(lease);
+                Box::pin(self.roll_back()).await;
+                return Err(Error::from(lost));
+            }
             lease.holder.committing();
             let sent_at = SystemTime::now();
             let answer = lease.session().batch("COMMIT").await;

@@ -155,6 +155,10 @@ impl Scope {
         let prepared = keep && kept.is_prepared(rendered.key);
         let safe = self.is_begun() || lease.session().heard_of.elapsed() < HEARD_OF_LATELY;
         let nested = self.nest.depth() > 0 || self.nest.is_unsettled();
+        if prepared && self.expects_xid() && !lease.was_left_running() {
+            // The answer for the id is right behind the last statement's.
+            self.await_xid(lease.session()).await;
+        }
         if prepared && safe && !nested && lease.is_answered() {
             return Settling::new(&pool, self.last_flight(rendered, send)).await;
         }

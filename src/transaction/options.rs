@@ -117,6 +117,10 @@ impl<'d> TransactionBuilder<'d> {
 
     /// Runs `body` once, in a transaction: committed if it returns `Ok`, rolled back if not.
     ///
+    /// When the connection is lost before the body was told anything, its first statement is sent again on another one, in a
+    /// transaction of its own. The server may have worked on it before, though nothing of that is stored; only what a
+    /// transaction does not undo (a sequence, a function that calls the outside world) happened twice.
+    ///
     /// # Errors
     /// The body's own, as it is. Ours otherwise: no connection ([`Error::CheckoutTimeout`], [`Error::Connect`],
     /// [`Error::Overloaded`], [`Error::NestedCheckout`], [`Error::Closed`]), not committed although the body returned

@@ -1,7 +1,8 @@
 //! A connection with a scope around it: every statement passes through here.
 //!
-//! The first statement of a transaction carries BEGIN in its flight. When that flight meets a dead connection it is
-//! sent again on another one: nothing was answered, so nothing was changed, and the body does not notice.
+//! The first statement of a transaction carries BEGIN in its flight. When that flight is lost with its connection it is
+//! sent again on another one: the body has seen nothing of it, and whatever it did is gone with a transaction that was
+//! not committed. So the body does not notice.
 //!
 //! BEGIN with the first statement is safe because sessions are read-only by default: should BEGIN itself fail (an
 //! administrator's cancel can hit it), the statement behind it runs outside a transaction, where the server refuses
@@ -24,10 +25,11 @@ use tokio::time::Instant;
 use super::savepoint::Nest;
 use crate::config::CommitResolution;
 use crate::error::{
-    AbortReason, Annotation, CommitOutcome, Error, annotate, connection_lost, is_server_gone, is_stale_plan, refusal,
+    AbortReason, Annotation, CommitOutcome, Error, annotate, connection_lost, is_demoted, is_server_gone,
+    is_stale_plan, refusal,
 };
 use crate::pool::{Lease, ScopeName, Session, add};
-use crate::statement::{Kind, Text};
+use crate::statement::{Effects, Kind, Text};
 use crate::wire::{Status, XID_COLUMN};
 
 /// What a scope is for.
@@ -79,8 +81,8 @@ pub(crate) struct Scope {
     name: ScopeName,
     /// BEGIN was sent on this slot, counted from one.
     begun_on: AtomicU8,
-    /// A statement was answered: the first flight is over.
-    answered: AtomicBool,
+    /// The body was told an answer, or an error: the first flight is over.
+    told: AtomicBool,
     /// How often the transaction's id was asked for on the connection in use.
     asked_for_xid: AtomicU32,
     doomed: Mutex<Option<AbortReason>>,
@@ -124,7 +126,7 @@ impl Scope {
             wrote: AtomicBool::new(false),
             statements: Mutex::default(),
             begun_on: AtomicU8::new(0),
-            answered: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             asked_for_xid: AtomicU32::new(0),
             doomed: Mutex::new(None),
             replacing: tokio::sync::Mutex::new(()),
@@ -220,11 +222,12 @@ impl Scope {
             lease.holder.ended.fetch_add(1, SeqCst);
             match result {
                 Ok(answer) => {
-                    self.answered.store(true, SeqCst);
+                    self.told.store(true, SeqCst);
                     return Ok(answer);
                 }
-                Err(failed) if self.may_send_again(lease, slot, &failed) => {
+                Err(failed) if self.may_send_again(lease, slot, text, &failed) => {
                     if Box::pin(self.replace(lease, slot)).await.is_err() {
+                        self.told.store(true, SeqCst);
                         return Err(self.explain(session, failed.error));
                     }
                 }
@@ -237,6 +240,7 @@ impl Scope {
                             continue;
                         }
                     }
+                    self.told.store(true, SeqCst);
                     if failed.in_begin {
                         self.doom(AbortReason::NotBegun { message: error.to_string() });
                     }
@@ -284,19 +288,39 @@ impl Scope {
         let opening = OptionFuture::from(begin.map(|begin| Box::pin(session.batch(begin))));
         // `join` polls from left to right, and each is put on the way by its first poll.
         let (opened, answer) = join(opening, statement).await;
-        opened.transpose().map_err(|error| Failed { error, in_begin: true })?;
-        answer.map_err(|error| Failed { error, in_begin: false })
+        match opened {
+            None => self.inside(session, answer),
+            Some(Err(error)) => Err(Failed { error, in_begin: true }),
+            Some(Ok(())) => answer.map_err(|error| Failed { error, in_begin: false }),
+        }
     }
 
-    /// Nothing of this flight was answered, because the connection had died or cannot write any more.
-    fn may_send_again(&self, lease: &Lease, slot: usize, failed: &Failed) -> bool {
-        if self.answered.load(SeqCst) || !lease.may_replace() && lease.slot() == slot {
+    /// What a statement that did not carry BEGIN was answered. Should BEGIN, which went before it, have failed, then it ran
+    /// outside of the transaction.
+    fn inside<R>(&self, session: &Session, answer: QueryResult<R>) -> Result<R, Failed> {
+        let by_server = match &answer {
+            Ok(_) => true,
+            Err(error) => matches!(error, Diesel::DatabaseError(..)) && !connection_lost(error),
+        };
+        if !by_server || matches!(self.mode, Mode::Read) || session.wire.has_begun() {
+            return answer.map_err(|error| Failed { error, in_begin: false });
+        }
+        let message = session.wire.first_error().map_or_else(String::new, |first| first.message);
+        let error = Error::Aborted { scope: self.name.to_string(), reason: AbortReason::NotBegun { message } };
+        Err(Failed { error: refusal(error), in_begin: true })
+    }
+
+    /// The body was told nothing of this flight, nothing that it did can be stored, and the connection is lost or cannot write
+    /// any more. Once BEGIN was answered only on the scope's first connection: the statement may be what ended it.
+    fn may_send_again(&self, lease: &Lease, slot: usize, text: &Text, failed: &Failed) -> bool {
+        if self.told.load(SeqCst) || !lease.may_replace() && lease.slot() == slot {
             return false;
         }
         let session = lease.session_in(slot);
-        let demoted = failed.in_begin && session.wire.first_error().is_some_and(|error| error.sqlstate == *b"25006");
+        let demoted = failed.in_begin && session.wire.first_error().is_some_and(|error| is_demoted(error.sqlstate));
         let lost = connection_lost(&failed.error) || session.is_dead();
-        demoted || lost && session.wire.tags().begins == 0
+        let harmless = matches!(self.mode, Mode::Transaction { .. }) && slot == 0 && !text.effects.has(Effects::ENDS);
+        demoted || lost && (harmless || !session.wire.has_begun())
     }
 
     /// Puts another connection in place of the one in `slot`; one of several statements of a flight does it for all.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use bigdecimal::BigDecimal;
-use bigdecimal::FromPrimitive;
+use bigdecimal::{BigDecimal, FromPrimitive, ToPrimitive};
+use serde::Serializer;
 
 use crate::error::{Error, Result};
 
@@ -98,6 +98,14 @@ impl Seconds {
     /// The value for `decimal(10,2)`.
     pub fn as_decimal(&self) -> &BigDecimal {
         &self.0
+    }
+}
+
+/// `decimal(10,2)` as a JSON number, as the seconds in JSON columns are; it comes out with the digits that it has.
+pub(crate) fn number<'d, S: Serializer>(decimal: impl Into<Option<&'d BigDecimal>>, to: S) -> Result<S::Ok, S::Error> {
+    match decimal.into().and_then(BigDecimal::to_f64) {
+        Some(number) => to.serialize_f64(number),
+        None => to.serialize_none(),
     }
 }
 

@@ -13,11 +13,12 @@ mod page;
 mod text;
 
 pub(crate) mod sql;
+pub(crate) mod time;
 
 pub use document::{Broken, Document, Extra};
 pub use id::{FileId, JobId, OperationId, QueueId, UserId};
 pub use limit::{Percentage, Seconds};
-pub(crate) use limit::{bytes, finite, text, text_opt};
+pub(crate) use limit::{bytes, finite, number, text, text_opt};
 pub use page::{Cursor, Page, PageSize};
 pub(crate) use page::{List, page_of};
 pub use text::{FileType, JobStatus, JobType, Priority, QueueStatus, Unlisted, UserRole, UserStatus};

@@ -4,6 +4,7 @@ use diesel::dsl::{array, not, now};
 use diesel::prelude::*;
 use diesel::sql_types::{Record, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
+use futures_util::try_join;
 
 use super::{NewUser, User, UserChanges, UserRemoved};
 use crate::error::{Error, Result};
@@ -87,7 +88,7 @@ pub async fn find_by_email(conn: &mut impl Executor, primary_email: &str) -> Res
     Ok(found.first(conn).await.optional()?)
 }
 
-/// Changes what [`UserChanges`] names. One round trip, by primary key.
+/// Changes of this user what [`UserChanges`] names. One round trip, by primary key.
 ///
 /// # Errors
 ///
@@ -124,13 +125,16 @@ pub async fn list_active(conn: &mut impl Executor, size: PageSize, after: Option
 
 /// Deletes a user together with all jobs and files; what waits in the queue or runs is called off.
 ///
-/// Four round trips: run it in a transaction. By primary key, `jobs_owner_status_idx` and `file_metadata_usage_idx`. A
-/// worker that is at one of the jobs learns of it at its next heartbeat.
+/// Three round trips, the files in the flight of the queue: run it in a transaction. By primary key, and by the indexes of
+/// jobs and files that begin with their owner. A worker that is at one of the jobs learns of it at its next heartbeat.
 ///
 /// # Errors
 ///
 /// [`Error::NotFound`], before anything was changed.
-pub async fn soft_delete(conn: &mut impl Executor, id: UserId) -> Result<UserRemoved> {
+pub async fn soft_delete<C: Executor>(conn: &mut C, id: UserId) -> Result<UserRemoved>
+where
+    for<'c> &'c C: Executor,
+{
     let gone = diesel::update(users::table.find(id).filter(not(users::is_deleted)))
         .set((users::is_deleted.eq(true), users::deleted_at.eq(now)))
         .execute(conn)
@@ -144,16 +148,20 @@ pub async fn soft_delete(conn: &mut impl Executor, id: UserId) -> Result<UserRem
         .filter(not(jobs::is_deleted))
         .filter(jobs::status.eq_any([JobStatus::Created, JobStatus::Queued, JobStatus::Processing]))
         .select(jobs::id);
-    diesel::update(job_queue::table)
+    let call_off = diesel::update(job_queue::table)
         .filter(job_queue::job_id.eq_any(array::<SqlUuid, _>(theirs))) // an array: by index, where a join would read the queue
         .filter(t2m_queue_is_open(job_queue::queue_status))
         .set((
             job_queue::queue_status.eq(QueueStatus::Cancelled),
             job_queue::completed_at.eq(now),
             job_queue::lease_expires_at.eq(None::<chrono::DateTime<chrono::Utc>>),
-        ))
-        .execute(conn)
-        .await?;
+        ));
+    let files = diesel::update(file_metadata::table)
+        .filter(file_metadata::user_id.eq(id))
+        .filter(not(file_metadata::is_deleted))
+        .set((file_metadata::is_deleted.eq(true), file_metadata::deleted_at.eq(now)));
+    let (mut one, mut other) = (&*conn, &*conn);
+    let (_, files) = try_join!(call_off.execute(&mut one), files.execute(&mut other))?;
     let jobs = diesel::update(jobs::table)
         .filter(jobs::user_id.eq(id))
         .filter(not(jobs::is_deleted))
@@ -164,12 +172,6 @@ pub async fn soft_delete(conn: &mut impl Executor, id: UserId) -> Result<UserRem
                 .when(jobs::status.eq(JobStatus::Archived), jobs::status)
                 .otherwise(JobStatus::Cancelled.into_sql::<diesel::sql_types::Text>())),
         ))
-        .execute(conn)
-        .await?;
-    let files = diesel::update(file_metadata::table)
-        .filter(file_metadata::user_id.eq(id))
-        .filter(not(file_metadata::is_deleted))
-        .set((file_metadata::is_deleted.eq(true), file_metadata::deleted_at.eq(now)))
         .execute(conn)
         .await?;
     Ok(UserRemoved { jobs, files })

@@ -5,7 +5,7 @@ use diesel::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::schema::users;
 use crate::types::{Document, Extra, UserId, UserRole, UserStatus, text, text_opt};
 
@@ -66,6 +66,11 @@ impl NewUser {
     pub(super) fn check(&self) -> Result<()> {
         let Self { clerk_user_id, username, first_name, last_name, image_url, primary_email, primary_phone, .. } = self;
         text("user.clerk_user_id", clerk_user_id, 255)?;
+        if clerk_user_id.is_empty() {
+            // It would be one account for everybody whose id was lost on the way.
+            let field = "user.clerk_user_id";
+            return Err(Error::Invalid { field, value: "empty".into(), allowed: "1 to 255 characters".into() });
+        }
         check_texts(
             username.as_deref(),
             first_name.as_deref(),

@@ -98,8 +98,7 @@ impl<S> Tap<S> {
                 }
                 bump(&wire.xid_answers);
             }
-            // A shutdown ended the wait for a synchronous standby (manual, "Synchronous Replication"). It was a warning only.
-            b'N' if Report::parse(body).sqlstate == *b"57P01" => wire.left_standby.store(true, SeqCst),
+            b'N' => passed_notice(wire, Report::parse(body)),
             b'E' => wire.reports.lock().push(Report::parse(body)),
             b'K' => {
                 if let Some(pid) = body.first_chunk() {
@@ -115,6 +114,16 @@ impl<S> Tap<S> {
             }
             _ => {}
         });
+    }
+}
+
+/// A server that stops at once, or after a crash, says so in a warning, and ends the session without another word. The
+/// same warning ends the wait for a synchronous standby (manual, "Synchronous Replication").
+fn passed_notice(wire: &Wire, mut notice: Report) {
+    if matches!(&notice.sqlstate, b"57P01" | b"57P02") {
+        wire.left_standby.store(notice.sqlstate == *b"57P01", SeqCst);
+        notice.fatal = true;
+        wire.reports.lock().push(notice);
     }
 }
 

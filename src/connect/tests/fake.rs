@@ -118,7 +118,7 @@ async fn serve(mut stream: TcpStream, mood: Mood, seen: Arc<Seen>) -> io::Result
     Ok(())
 }
 
-fn answer(mood: Mood) -> Vec<u8> {
+pub(super) fn answer(mood: Mood) -> Vec<u8> {
     let mut bytes = Vec::new();
     let status = match mood {
         Mood::Refuses(sqlstate, text) => {

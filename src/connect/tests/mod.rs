@@ -1,5 +1,7 @@
 //! Opening sessions: against servers that misbehave on order, and (feature `testing`) against a real one.
 
+#[cfg(feature = "testing")]
+mod direct;
 mod fake;
 mod hosts;
 #[cfg(feature = "testing")]

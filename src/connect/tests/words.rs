@@ -1,8 +1,8 @@
 //! What an error says, and whether it says to try again.
 
+use std::cell::RefCell;
 use std::io;
-
-use parking_lot::Mutex;
+use std::sync::Once;
 
 use super::fake::{Fake, Mood};
 use super::*;
@@ -169,24 +169,33 @@ async fn a_password_on_the_open_network_is_warned_of_once() {
     let connector = connector("postgres://app:hunter2@db.internal/t2m");
     let place = Place { host: Host::Tcp { name: "db.internal".into(), addr: Some([10, 1, 2, 3].into()) }, port: 5432 };
     let route = crate::connect::hosts::routes(&place, Instant::now()).await.unwrap().remove(0);
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let writer = Arc::clone(&log);
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || Log(Arc::clone(&writer))).finish();
-    tracing::subscriber::with_default(subscriber, || {
-        connector.0.warn_of_plain_password(&route);
-        connector.0.warn_of_plain_password(&route);
+    // One for the process, each thread with a text of its own: of one for a single thread events are lost, because whether a
+    // place in the code is of interest is remembered for all threads.
+    LISTENS.call_once(|| {
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log).finish();
+        tracing::subscriber::set_global_default(subscriber).unwrap();
     });
-    let text = String::from_utf8(log.lock().clone()).unwrap();
+    LOG.take();
+    connector.0.warn_of_plain_password(&route);
+    connector.0.warn_of_plain_password(&route);
+    let text = String::from_utf8(LOG.take()).unwrap();
     assert_eq!(text.matches(" WARN ").count(), 1, "{text}");
     assert!(text.contains("endpoint=db.internal:5432 (10.1.2.3)") && text.contains("unencrypted"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
 }
 
-struct Log(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// There is a subscriber.
+static LISTENS: Once = Once::new();
+
+struct Log;
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
+        LOG.with_borrow_mut(|log| log.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 

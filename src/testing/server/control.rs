@@ -182,7 +182,7 @@ impl Private {
         // The postmaster is stopped first, so that it starts no further child, and cannot answer the death of one.
         let line = format!("kill -s STOP $p; kill -s KILL {}; :", words.join(" "));
         warden.run("kill the server", &line)?;
-        gone(&all, || is_alive(&mut warden).map(drop))
+        gone(|process| all.contains(&process.id) && !process.ended, || is_alive(&mut warden).map(drop))
     }
 
     fn kill_backend(&self, pid: i32) -> Result<()> {
@@ -196,21 +196,22 @@ impl Private {
             });
         }
         warden.run("kill a backend", &format!("kill -s KILL {pid}"))?;
-        gone(&[pid], || Ok(()))
+        // Not only dead: the postmaster has waited for it, and with that has begun the restart.
+        gone(|process| process.id == pid, || Ok(()))
     }
 }
 
-/// Waits until none of these processes is left.
-fn gone(processes: &[u32], mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
+/// Waits until there is no such process.
+fn gone(such: impl Fn(&processes::Process) -> bool, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
     let began = Instant::now();
     loop {
         meanwhile()?;
-        let running = processes::all();
-        if !processes.iter().any(|id| running.iter().any(|process| process.id == *id)) {
+        let left: Vec<_> = processes::all().into_iter().filter(&such).collect();
+        if left.is_empty() {
             return Ok(());
         }
         if began.elapsed() > PATIENCE {
-            return Err(Error::Program { what: "processes did not end".into(), output: format!("{processes:?}") });
+            return Err(Error::Program { what: "processes did not end".into(), output: format!("{left:?}") });
         }
         thread::sleep(Duration::from_millis(1));
     }

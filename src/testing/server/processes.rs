@@ -9,9 +9,11 @@ use std::process::Command;
 pub(super) struct Process {
     pub(super) id: u32,
     pub(super) parent: u32,
+    /// It ended, and its parent has not waited for it yet.
+    pub(super) ended: bool,
 }
 
-/// Every running process. One that ended and was not yet waited for is not running.
+/// Every process that the system has a number for.
 pub(super) fn all() -> Vec<Process> {
     if Path::new("/proc/self/stat").exists() {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -22,9 +24,9 @@ pub(super) fn all() -> Vec<Process> {
     listed.lines().filter_map(from_ps).collect()
 }
 
-/// The children of `parent`.
+/// The running children of `parent`.
 pub(super) fn children(parent: u32) -> Vec<u32> {
-    all().into_iter().filter(|process| process.parent == parent).map(|process| process.id).collect()
+    all().into_iter().filter(|process| process.parent == parent && !process.ended).map(|process| process.id).collect()
 }
 
 /// A line of `/proc/PID/stat`: `12 (name, which may hold anything) S 1 ...`.
@@ -32,11 +34,11 @@ fn from_stat(line: &str) -> Option<Process> {
     let (id, rest) = line.split_once(" (")?;
     let (state, rest) = rest.rsplit_once(") ")?.1.split_once(' ')?;
     let parent = rest.split(' ').next()?;
-    (state != "Z" && state != "X").then_some(Process { id: id.parse().ok()?, parent: parent.parse().ok()? })
+    Some(Process { id: id.parse().ok()?, parent: parent.parse().ok()?, ended: state == "Z" || state == "X" })
 }
 
 fn from_ps(line: &str) -> Option<Process> {
     let mut words = line.split_whitespace();
     let (id, parent) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    (!words.next()?.starts_with('Z')).then_some(Process { id, parent })
+    Some(Process { id, parent, ended: words.next()?.starts_with('Z') })
 }
