@@ -67,12 +67,11 @@ pub(crate) fn render<Q: QueryFragment<Pg> + QueryId>(query: &Q) -> QueryResult<O
             }
         }
     };
-    Ok(Some(match by_type {
-        Some(id) => Rendered { key: Key::of_type(id), text, binds, metadata, load: load::<Q>, execute: execute::<Q> },
-        None => {
-            let key = Key::of_text(&text.sql, metadata.iter().filter_map(|bind| bind.oid().ok()));
-            Rendered { key, text, binds, metadata, load: load::<ByText>, execute: execute::<ByText> }
-        }
+    Ok(Some(if let Some(id) = by_type {
+        Rendered { key: Key::of_type(id), text, binds, metadata, load: load::<Q>, execute: execute::<Q> }
+    } else {
+        let key = Key::of_text(&text.sql, metadata.iter().filter_map(|bind| bind.oid().ok()));
+        Rendered { key, text, binds, metadata, load: load::<ByText>, execute: execute::<ByText> }
     }))
 }
 

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
 use diesel::QueryResult;
 use diesel::result::Error as Diesel;
 use futures_util::FutureExt;
-use futures_util::future::join;
+use futures_util::future::{OptionFuture, join};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -206,14 +206,19 @@ impl Scope {
             let slot = lease.slot();
             let session = lease.session_in(slot);
             let Some(statement) = send(lease, session) else { return Err(self.lost(session)) };
-            let ask = self.asks_for_xid(lease, text).then(|| Ask::behind(at_once(session)));
+            let begin = self.begins_on(slot);
+            let asks = self.asks_for_xid(lease, text);
+            // An INSERT needs an id anyway: it is given one by the message that opens the transaction.
+            let asks_at_begin = asks && begin.is_some() && text.kind == Kind::Insert;
+            let ask = (asks && !asks_at_begin).then(|| Ask::behind(at_once(session)));
             // Counted before the first poll and after the last: a future dropped in between leaves them different.
             lease.holder.started.fetch_add(1, SeqCst);
             let statement = followed_by(statement, ask, session);
-            let result = match self.begins_on(slot) {
-                Some(begin) => self.first_flight(lease, session, begin, statement).await,
-                None => self.inside(session, statement.await),
+            let begin = match begin {
+                Some(begin) if asks_at_begin => Some(Cow::Owned(format!("{begin}; {}", Ask::Assign.text()))),
+                begin => begin.map(Cow::Borrowed),
             };
+            let result = self.fly(lease, session, begin.as_deref(), statement).await;
             lease.holder.ended.fetch_add(1, SeqCst);
             match result {
                 Ok(answer) => {
@@ -268,18 +273,26 @@ impl Scope {
         }
     }
 
-    async fn first_flight<R>(
+    /// Sends a statement, and before it the message that opens the transaction if it is the one to carry it.
+    async fn fly<R>(
         &self,
         lease: &Lease,
         session: &Session,
-        begin: &str,
+        begin: Option<&str>,
         statement: impl Future<Output = QueryResult<R>>,
     ) -> Result<R, Failed> {
-        self.note_begin(lease);
+        if begin.is_some() {
+            self.note_begin(lease);
+        }
+        // Boxed: most statements carry none, and a future is as large as its largest path.
+        let opening = OptionFuture::from(begin.map(|begin| Box::pin(session.batch(begin))));
         // `join` polls from left to right, and each is put on the way by its first poll.
-        let (opened, answer) = join(session.batch(begin), statement).await;
-        opened.map_err(|error| Failed { error, in_begin: true })?;
-        answer.map_err(|error| Failed { error, in_begin: false })
+        let (opened, answer) = join(opening, statement).await;
+        match opened {
+            None => self.inside(session, answer),
+            Some(Err(error)) => Err(Failed { error, in_begin: true }),
+            Some(Ok(())) => answer.map_err(|error| Failed { error, in_begin: false }),
+        }
     }
 
     /// What a statement that did not carry BEGIN was answered. Should BEGIN, which went before it, have failed, then it ran
@@ -410,8 +423,8 @@ const WRITE_HINT: &str = "with_connection is for reads; open a transaction with 
 pub(super) enum Ask {
     /// Behind a write: it has one if it changed a row.
     Assigned,
-    /// Behind what is only being prepared, and executed later: it is given one. Asked later, the answer would come after
-    /// COMMIT was sent.
+    /// It is given one. Together with BEGIN; or behind what is only being prepared, and executed later: asked later, the
+    /// answer would come after COMMIT was sent.
     Assign,
 }
 
