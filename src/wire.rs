@@ -193,6 +193,11 @@ impl Wire {
         self.reports.lock().first().cloned()
     }
 
+    /// The newest error of this scope whose SQLSTATE fits.
+    pub(crate) fn latest_error(&self, fits: impl Fn([u8; 5]) -> bool) -> Option<Report> {
+        self.reports.lock().latest(fits).cloned()
+    }
+
     /// The SQLSTATE that came with `message`, newest first.
     pub(crate) fn sqlstate_of(&self, message: &str) -> Option<[u8; 5]> {
         self.reports.lock().sqlstate_of(message)

@@ -198,6 +198,29 @@ async fn a_connection_lost_in_the_body_is_retried_on_another() {
     assert_eq!(db.stats().checked_out, 0);
 }
 
+/// `get_result` reads one row; what fails behind it is told by the next statement, and decides.
+#[tokio::test]
+async fn an_error_behind_the_row_that_was_read_is_the_one_that_counts() {
+    let setup = setup_with(|config| config.max_size(1)).await;
+    let sql = "CREATE FUNCTION conflict(x int) RETURNS int LANGUAGE plpgsql AS \
+               $$ BEGIN IF x = 3 THEN RAISE serialization_failure USING MESSAGE = 'too bad'; END IF; RETURN x; END $$";
+    setup.client.batch_execute(sql).await.unwrap();
+    let attempts = AtomicU32::new(0);
+    let told = std::sync::Mutex::new(None);
+    let both = setup.db.transaction("behind").run_retrying(async |tx| {
+        use diesel_async::RunQueryDsl;
+        let most = if AtomicU32::fetch_add(&attempts, 1, SeqCst) == 0 { 5 } else { 2 };
+        let rows = format!("conflict(x) FROM generate_series(1, {most}) AS x");
+        let first: i32 = diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>(&rows)).get_result(tx).await?;
+        assert_eq!(first, 1);
+        note(tx, "behind").await.inspect_err(|error| *told.lock().unwrap() = Some(error.to_string()))
+    });
+    both.await.unwrap();
+    assert_eq!((attempts.load(SeqCst), setup.stored().await.len()), (2, 1));
+    let told = told.into_inner().unwrap().unwrap();
+    assert!(told.contains("transaction is aborted") && told.contains("too bad"), "{told}");
+}
+
 #[tokio::test]
 async fn an_unknown_commit_is_never_retried() {
     let (database, client) = table().await;

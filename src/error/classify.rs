@@ -219,6 +219,11 @@ pub(crate) fn is_timeout(sqlstate: [u8; 5]) -> bool {
     matches!(&sqlstate, b"57014" | b"25P03")
 }
 
+/// "current transaction is aborted": it says no more than that a statement before it failed.
+pub(crate) fn is_consequence(sqlstate: [u8; 5]) -> bool {
+    &sqlstate == b"25P02"
+}
+
 /// Of an error of BEGIN READ WRITE: the server became a standby. PostgreSQL says 0A000 ("cannot set transaction read-write
 /// mode during recovery"); others say 25006.
 pub(crate) fn is_demoted(sqlstate: [u8; 5]) -> bool {
@@ -237,6 +242,8 @@ pub(crate) struct Annotation {
     pub(crate) sqlstate: Option<[u8; 5]>,
     /// In place of "connection closed": who closed it.
     pub(crate) last_words: Option<String>,
+    /// Of an error that is only a [consequence](is_consequence): the message of what it comes from.
+    pub(crate) cause: Option<String>,
     /// What to do about it, where the server has no hint.
     pub(crate) hint: Option<&'static str>,
 }
@@ -244,8 +251,9 @@ pub(crate) struct Annotation {
 /// Adds what diesel left out. Kind, message and names stay as they are.
 pub(crate) fn annotate(error: Diesel, note: &Annotation) -> Diesel {
     let Diesel::DatabaseError(kind, inner) = error else { return error };
-    let message = match (&note.last_words, kind) {
-        (Some(words), DatabaseErrorKind::UnableToSendCommand) => format!("connection lost: {words}"),
+    let message = match (&note.last_words, &note.cause, kind) {
+        (Some(words), _, DatabaseErrorKind::UnableToSendCommand) => format!("connection lost: {words}"),
+        (_, Some(cause), _) => format!("{}, since a statement before this one failed: {cause}", inner.message()),
         _ => inner.message().to_owned(),
     };
     let details = match (inner.details(), note.sqlstate) {

@@ -12,8 +12,8 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 pub(crate) use classify::{
-    Annotation, annotate, connection_lost, is_demoted, is_server_gone, is_stale_plan, is_timeout, refusal,
-    says_stale_plan,
+    Annotation, annotate, connection_lost, is_consequence, is_demoted, is_server_gone, is_stale_plan, is_timeout,
+    refusal, says_stale_plan,
 };
 pub use classify::{CommitOutcome, ConstraintKind, SqlState};
 pub use details::{AbortReason, CheckoutTimeout, CommitUnknown, RetriesExhausted};

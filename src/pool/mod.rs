@@ -25,13 +25,13 @@ mod registry;
 mod replace;
 mod session;
 mod stats;
+mod store;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -318,61 +318,6 @@ impl Pool {
 
     fn is_current(&self, session: &Session) -> bool {
         !session.is_dead() && session.epoch == self.epoch.load(SeqCst)
-    }
-
-    /// The connection that was used last, if one is idle.
-    fn take_idle(&self) -> Option<Held> {
-        let _turn = self.taking.lock();
-        if self.bb8.state().idle_connections == 0 {
-            return None;
-        }
-        #[expect(clippy::disallowed_methods, reason = "under a permit, with one idle: it is there at the first poll")]
-        self.bb8.get_owned().now_or_never()?.ok()
-    }
-
-    fn store_and_take(&self, session: Box<Session>) -> Held {
-        let _turn = self.taking.lock();
-        self.bb8.add(session).unwrap_or_else(|_| unreachable!("bb8 has room for four times the permits"));
-        #[expect(clippy::disallowed_methods, reason = "under a permit, just put on top: it is there at the first poll")]
-        let held = self.bb8.get_owned().now_or_never();
-        held.and_then(std::result::Result::ok)
-            .unwrap_or_else(|| unreachable!("it was just stored and we hold the lock"))
-    }
-
-    /// Takes a connection back from a lease that is proven clean, or closes it.
-    fn take_back(
-        &self,
-        mut held: Held,
-        permit: Permit,
-        close: Option<CloseReason>,
-        now: std::time::Instant,
-        unused_since: Option<std::time::Instant>,
-    ) {
-        let close = close.or(held.close).or_else(|| {
-            if held.is_dead() {
-                Some(CloseReason::Broken)
-            } else if self.admission.is_closed() {
-                Some(CloseReason::Shutdown)
-            } else if !self.is_current(&held) {
-                Some(CloseReason::Outdated)
-            } else if held.retire_at.is_some_and(|at| at <= now) {
-                Some(CloseReason::Lifetime)
-            } else if held.is_worn() {
-                Some(CloseReason::Worn)
-            } else {
-                None
-            }
-        });
-        if let Some(reason) = close {
-            drop(self.close_session(held, permit, reason));
-            return;
-        }
-        held.tidy();
-        held.heard_of = now;
-        held.idle_since = unused_since.unwrap_or(now);
-        // In this order: who gets the permit must find the connection.
-        drop(held);
-        drop(permit);
     }
 
     /// A session learned that the server went away: what was opened before is not worth trying.

@@ -17,10 +17,11 @@ use futures_util::future::{BoxFuture, ready};
 
 use super::body::Body;
 use super::commit::Committed;
+use super::managers::{NoTransactions, Savepoints};
 use super::rows::{Row, Rows};
 use super::savepoint::nested;
 use super::scope::Scope;
-use crate::error::{CommitOutcome, Error, Result};
+use crate::error::{Error, Result};
 use crate::pool::{Lease, Session};
 use crate::statement::{Admitted, Key, Rendered, RowStream, Text, render};
 
@@ -46,7 +47,7 @@ use crate::statement::{Admitted, Key, Rendered, RowStream, Text, render};
 /// ```
 pub struct Transaction {
     pub(super) scope: Box<Scope>,
-    status: TransactionManagerStatus,
+    pub(super) status: TransactionManagerStatus,
     nobody: Nobody,
 }
 
@@ -56,7 +57,7 @@ pub struct Transaction {
 /// [`Database::with_transaction`](crate::Database::with_transaction). Pipelines like [`Transaction`].
 pub struct Connection {
     pub(super) scope: Box<Scope>,
-    status: TransactionManagerStatus,
+    pub(super) status: TransactionManagerStatus,
     nobody: Nobody,
 }
 
@@ -379,76 +380,3 @@ macro_rules! connection {
 
 connection!(Transaction, Savepoints);
 connection!(Connection, NoTransactions);
-
-/// The transaction manager of [`Transaction`]: the transaction itself belongs to its scope, everything else nests.
-#[derive(Debug)]
-pub struct Savepoints;
-
-impl TransactionManager<Transaction> for Savepoints {
-    type TransactionStateData = TransactionManagerStatus;
-
-    async fn begin_transaction(tx: &mut Transaction) -> QueryResult<()> {
-        tx.scope.push_savepoint().await
-    }
-
-    async fn rollback_transaction(tx: &mut Transaction) -> QueryResult<()> {
-        tx.scope.pop_savepoint(false).await
-    }
-
-    async fn commit_transaction(tx: &mut Transaction) -> QueryResult<()> {
-        tx.scope.pop_savepoint(true).await
-    }
-
-    fn transaction_manager_status_mut(tx: &mut Transaction) -> &mut TransactionManagerStatus {
-        &mut tx.status
-    }
-
-    #[expect(clippy::manual_async_fn, reason = "as the trait has it")]
-    fn transaction<'a, 'conn, F, R, E>(
-        tx: &'conn mut Transaction,
-        callback: F,
-    ) -> impl Future<Output = std::result::Result<R, E>> + Send + 'conn
-    where
-        for<'r> F: AsyncFnOnce(&'r mut Transaction) -> std::result::Result<R, E>
-            + Body<&'r mut Transaction, std::result::Result<R, E>, Fut: Send>
-            + Send
-            + 'a,
-        E: From<Diesel> + Send,
-        R: Send,
-        'a: 'conn,
-    {
-        async move { nested(tx, callback, E::from).await }
-    }
-}
-
-/// The transaction manager of [`Connection`]: there are none.
-#[derive(Debug)]
-pub struct NoTransactions;
-
-impl NoTransactions {
-    fn refuse(conn: &Connection) -> Diesel {
-        let reason = "it is a read connection; open the transaction with Database::with_transaction".into();
-        let scope = conn.scope.name().to_string();
-        crate::error::refusal(crate::Error::Over { scope, reason, outcome: CommitOutcome::NotCommitted })
-    }
-}
-
-impl TransactionManager<Connection> for NoTransactions {
-    type TransactionStateData = TransactionManagerStatus;
-
-    async fn begin_transaction(conn: &mut Connection) -> QueryResult<()> {
-        Err(Self::refuse(conn))
-    }
-
-    async fn rollback_transaction(conn: &mut Connection) -> QueryResult<()> {
-        Err(Self::refuse(conn))
-    }
-
-    async fn commit_transaction(conn: &mut Connection) -> QueryResult<()> {
-        Err(Self::refuse(conn))
-    }
-
-    fn transaction_manager_status_mut(conn: &mut Connection) -> &mut TransactionManagerStatus {
-        &mut conn.status
-    }
-}

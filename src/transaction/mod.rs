@@ -9,12 +9,14 @@ mod body;
 mod commit;
 mod commit_with;
 mod connection;
+mod managers;
 mod options;
 mod resolve;
 mod retry;
 mod rows;
 mod savepoint;
 mod scope;
+mod xid;
 
 pub(crate) use attempt::read;
 pub use body::Body;

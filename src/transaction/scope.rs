@@ -10,27 +10,24 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
 
 use diesel::QueryResult;
 use diesel::result::Error as Diesel;
-use futures_util::FutureExt;
 use futures_util::future::{OptionFuture, join};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::savepoint::Nest;
-use crate::config::CommitResolution;
+use super::xid::{Ask, followed_by};
 use crate::error::{
-    AbortReason, Annotation, CommitOutcome, Error, annotate, connection_lost, is_demoted, is_server_gone,
-    is_stale_plan, refusal,
+    AbortReason, Annotation, CommitOutcome, Error, annotate, connection_lost, is_consequence, is_demoted,
+    is_server_gone, is_stale_plan, refusal,
 };
 use crate::pool::{Lease, ScopeName, Session, add};
 use crate::statement::{Effects, Kind, Text};
-use crate::wire::{Status, XID_COLUMN};
 
 /// What a scope is for.
 #[derive(Debug)]
@@ -84,7 +81,7 @@ pub(crate) struct Scope {
     /// The body was told an answer, or an error: the first flight is over.
     told: AtomicBool,
     /// How often the transaction's id was asked for on the connection in use.
-    asked_for_xid: AtomicU32,
+    pub(super) asked_for_xid: AtomicU32,
     doomed: Mutex<Option<AbortReason>>,
     replacing: tokio::sync::Mutex<()>,
     until: Option<Instant>,
@@ -346,51 +343,18 @@ impl Scope {
         Ok(())
     }
 
-    /// Whether the transaction id is to be asked for behind the statement that is being sent: until one is told, since a
-    /// write that changed no row has none.
-    pub(super) fn asks_for_xid(&self, lease: &Lease, text: &Text) -> bool {
-        let asks = matches!(self.mode, Mode::Transaction { read_only: false, .. })
-            && text.kind != Kind::Select
-            && !text.sql.is_empty()
-            && lease.pool.config.commit_resolution == CommitResolution::On
-            && lease.session().wire.xid().is_none();
-        if asks {
-            self.asked_for_xid.fetch_add(1, SeqCst);
-        }
-        asks
-    }
-
-    /// The id was asked for, so it is worth waiting for.
-    pub(super) fn expects_xid(&self) -> bool {
-        self.asked_for_xid.load(SeqCst) > 0
-    }
-
-    /// Sees to it that what was asked for is known before COMMIT: a lost reply could not be resolved otherwise. Its
-    /// answer comes right behind that of the statement.
-    pub(super) async fn await_xid(&self, session: &Session) {
-        let lost = session.ending.over();
-        let told = async {
-            session.wire.quiet().await;
-            // A question that the wire has not seen yet, because it is still queued in the client: asked once more, in
-            // line behind it. In a failed transaction none is answered, and none is needed.
-            let unseen = session.wire.xid_answers() < self.asked_for_xid.load(SeqCst);
-            if session.wire.xid().is_none() && unseen && session.wire.status() == Status::Open {
-                let _ = session.batch(Ask::Assigned.text()).await;
-            }
-        };
-        tokio::select! {
-            () = told => {}
-            () = lost => {}
-        }
-    }
-
     /// Adds what diesel left out of a server's error.
     pub(super) fn explain(&self, session: &Session, error: Diesel) -> Diesel {
         let Diesel::DatabaseError(kind, information) = &error else { return error };
         let write_refused =
             matches!(self.mode, Mode::Read) && matches!(kind, diesel::result::DatabaseErrorKind::ReadOnlyTransaction);
+        let sqlstate = session.wire.sqlstate_of(information.message());
+        // What failed may be a statement whose rows were not read to their end, so nobody was told.
+        let cause = sqlstate.filter(|sqlstate| is_consequence(*sqlstate));
+        let cause = cause.and_then(|_| session.wire.latest_error(|sqlstate| !is_consequence(sqlstate)));
         let note = Annotation {
-            sqlstate: session.wire.sqlstate_of(information.message()),
+            sqlstate: cause.as_ref().map(|cause| cause.sqlstate).or(sqlstate),
+            cause: cause.map(|cause| cause.message),
             last_words: session.last_words(),
             hint: write_refused.then_some(WRITE_HINT),
         };
@@ -417,42 +381,3 @@ impl Drop for Scope {
 }
 
 const WRITE_HINT: &str = "with_connection is for reads; open a transaction with Database::with_transaction to write";
-
-/// How the transaction's id is asked for.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Ask {
-    /// Behind a write: it has one if it changed a row.
-    Assigned,
-    /// It is given one. Together with BEGIN; or behind what is only being prepared, and executed later: asked later, the
-    /// answer would come after COMMIT was sent.
-    Assign,
-}
-
-impl Ask {
-    /// `executed`: the first poll of the statement before it puts the whole of that on the way.
-    fn behind(executed: bool) -> Self {
-        if executed { Self::Assigned } else { Self::Assign }
-    }
-
-    fn text(self) -> &'static str {
-        const { assert!(matches!(XID_COLUMN.as_bytes(), b"t2m_xid")) };
-        match self {
-            Self::Assigned => "SELECT pg_current_xact_id_if_assigned() AS t2m_xid",
-            Self::Assign => "SELECT pg_current_xact_id() AS t2m_xid",
-        }
-    }
-}
-
-/// Polls `statement`, and right after its first poll puts the question for the transaction id behind it. The answer is
-/// not waited for: the wire reads it as it passes.
-pub(super) async fn followed_by<R>(statement: impl Future<Output = R>, mut ask: Option<Ask>, session: &Session) -> R {
-    let mut statement = pin!(statement);
-    poll_fn(|cx| {
-        let polled = statement.as_mut().poll(cx);
-        if let Some(ask) = ask.take() {
-            let _ = session.batch(ask.text()).now_or_never();
-        }
-        polled
-    })
-    .await
-}

@@ -64,6 +64,10 @@ impl Reports {
         self.first.as_ref()
     }
 
+    pub(super) fn latest(&self, fits: impl Fn([u8; 5]) -> bool) -> Option<&Report> {
+        self.latest.iter().rev().find(|report| fits(report.sqlstate))
+    }
+
     pub(super) fn fatal(&self) -> Option<&Report> {
         self.fatal.as_ref()
     }
