@@ -236,9 +236,9 @@ async fn a_sustained_overload_is_shed_and_who_is_admitted_waits_boundedly() {
         p99(&refused)
     );
     assert!(refused.len() > admitted.len(), "{} refused, {} admitted", refused.len(), admitted.len());
-    // The exact bar is a test of the admission's own, on a clock that is not the machine's.
-    assert!(p99(&admitted) < alone * 2 + 50 * MS, "who is admitted waits too long: {:?}", p99(&admitted));
-    assert!(p99(&refused) < target * 4, "refused too late: {:?}", p99(&refused));
+    // The exact bars are a test of the admission's own, on a clock that is not the machine's.
+    assert!(p99(&admitted) < alone * 4, "who is admitted waits too long: {:?}", p99(&admitted));
+    assert!(p99(&refused) < alone * 4, "refused too late: {:?}", p99(&refused));
     let stats = setup.db.stats();
     assert_eq!((stats.waiting, stats.checked_out, stats.timeouts), (0, 0, 0), "{stats:#?}");
     // The spike over, nobody is refused any more.

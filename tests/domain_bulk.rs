@@ -4,7 +4,7 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use t2m_db::files::{self, NewThumbnail, NewVideo, ThumbnailDetails, VideoDetails};
 use t2m_db::jobs::{self, NewJob};
-use t2m_db::testing::{Match, Proxy, TestDatabase};
+use t2m_db::testing::{Frontend, Match, Proxy, TestDatabase};
 use t2m_db::types::{FileId, JobId, Priority, UserId};
 use t2m_db::users::{self, NewUser};
 use t2m_db::{Config, Database, Error, Transaction, schema};
@@ -76,7 +76,7 @@ async fn a_thousand_rows_cost_two_round_trips_with_their_transaction() {
         }
         // A long message takes several writes: the answer to BEGIN must not overtake the end of it.
         proxy.hold_replies();
-        let whole_flight = proxy.until_sent(Match::new(|message| message.text.contains("t2m_xid")));
+        let whole_flight = proxy.until_sent(Match::new(|message| message.kind == Frontend::Sync));
         proxy.reset_counts();
         let (done, ()) = tokio::join!(work(what, 1_000), async {
             whole_flight.await;

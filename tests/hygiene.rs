@@ -1,10 +1,14 @@
 //! No session state reaches the next borrower, a clean session pays nothing, and a dirty one is reported.
 
+use std::process::Command;
+
 use diesel::prelude::*;
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
-use t2m_db::{Error, SessionReset};
+use t2m_db::testing::{Frontend, Match, Message, Proxy, Server};
+use t2m_db::{Config, Database, Error, SessionReset};
+use tokio::time::timeout;
 
-use crate::support::{batch, note, setup, setup_with};
+use crate::support::{LONG, batch, note, setup, setup_with};
 
 /// What a session may be left with, and a query that shows it: `true` while it is there.
 const STATES: &[(&str, &str)] = &[
@@ -134,4 +138,47 @@ async fn statements_cut_off_in_their_preparation_do_not_pile_up() {
     }
     let closed = setup.db.stats().closed;
     assert_eq!((closed.worn, closed.total()), (1, 1), "{closed:?}");
+}
+
+/// The session's process is stopped when the cancel request comes, so it has not read the statement yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_that_comes_too_early_is_followed_by_another() {
+    let server = Server::start().await.unwrap();
+    let database = server.empty_database().await.unwrap();
+    let proxy = Proxy::start_unix(&database.url()).await.unwrap();
+    let config = Config::from_url(&proxy.url()).unwrap().max_size(1).health_interval(None);
+    let db = Database::connect(config.cleanup_timeout(2 * LONG)).await.unwrap();
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 't2m-db'";
+    let pid: i32 = database.client().await.unwrap().query_one(sql, &[]).await.unwrap().get(0);
+    let signal = move |name: &str| {
+        assert!(Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap().success());
+    };
+    let (asked, cancelled) = (proxy.until_sent("SELECT pg_sleep(60)"), proxy.until_sent(Match::new(is_cancel)));
+    let scope = tokio::spawn({
+        let db = db.clone();
+        async move {
+            db.with_transaction(async |tx| {
+                batch(tx, "SELECT 1").await?;
+                signal("STOP");
+                batch(tx, "SELECT pg_sleep(60)").await
+            })
+            .await
+        }
+    });
+    timeout(LONG, asked).await.unwrap();
+    scope.abort();
+    timeout(LONG, cancelled).await.unwrap();
+    timeout(LONG, proxy.until_connections(1)).await.unwrap(); // the request is carried out
+    signal("CONT");
+    let back = async {
+        while db.stats().checked_out > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, back).await.unwrap();
+    assert_eq!((db.stats().salvaged, db.stats().discarded, db.stats().opened), (1, 0, 1));
+}
+
+fn is_cancel(message: &Message) -> bool {
+    message.kind == Frontend::CancelRequest
 }

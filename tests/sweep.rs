@@ -178,7 +178,8 @@ async fn cut(setup: &Setup, proxy: &Proxy, kind: Kind, polls: usize, moment: Mom
     matches!(ended, Polled::Completed { .. })
 }
 
-async fn sweep(kinds: &[Kind]) {
+/// Every cut of these bodies; each has more than `least`.
+async fn sweep(kinds: &[Kind], least: usize) {
     let (database, client) = table().await;
     let lock = database.client().await.unwrap();
     client.batch_execute("CREATE TABLE locked ()").await.unwrap();
@@ -196,19 +197,20 @@ async fn sweep(kinds: &[Kind]) {
             while !cut(&setup, &proxy, *kind, polls, moment).await {
                 polls += 1;
             }
-            assert!(polls > 1, "{kind:?} was never cut");
+            assert!(polls > least, "{kind:?} was never cut");
         }
     }
 }
 
 #[tokio::test]
 async fn every_cut_of_every_body_on_one_thread() {
-    sweep(&Kind::ALL).await;
+    sweep(&Kind::ALL, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_cut_of_every_body_on_several_threads() {
-    sweep(&Kind::ALL).await;
+    // A poll may find each answer there already, as the other thread has just read it.
+    sweep(&Kind::ALL, 0).await;
 }
 
 /// A write whose first answer is lost, so that it is sent again on another connection; cut like the others. At no moment

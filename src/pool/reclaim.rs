@@ -17,6 +17,9 @@ use crate::wire::Status;
 /// How long a statement that nobody waits for may go on before it is cancelled: most are just about to end.
 const GRACE: Duration = Duration::from_millis(10);
 
+/// It is cancelled again after twice the time each time, up to this.
+const LONGEST_GRACE: Duration = Duration::from_millis(500);
+
 /// A cancel request may hit our own message instead; it is sent again then.
 const MOST_TRIES: usize = 4;
 
@@ -83,14 +86,19 @@ impl Lease {
             }
             let left_running = !self.is_answered();
             let mut undone = pin!(session.batch(sql));
-            let result = if let Ok(result) = timeout(GRACE, &mut undone).await {
-                result
-            } else {
+            let mut grace = GRACE;
+            let result = loop {
+                if let Ok(result) = timeout(grace, &mut undone).await {
+                    break result;
+                }
+                // Again and again: a request that comes before the server has read the statement does nothing.
                 if left_running {
                     session.cancel(self.holder.scope).await;
                 }
-                undone.await
+                grace = (grace * 2).min(LONGEST_GRACE);
             };
+            // One that was begun by somebody who is gone must not hit what is sent next.
+            session.cancelled().await;
             match result {
                 Ok(()) if session.wire.status() == expected => {
                     self.all_ended();

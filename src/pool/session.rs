@@ -99,6 +99,8 @@ pub(crate) struct Session {
     pub(crate) wire: Arc<Wire>,
     pub(crate) ending: Arc<Ending>,
     canceller: Canceller,
+    /// Held while a cancel request is on its way.
+    cancelling: Arc<tokio::sync::Mutex<()>>,
     pub(crate) kept: Kept,
     pub(crate) identity: Option<Identity>,
     /// When it is to be replaced, with jitter so that those opened together do not all go together.
@@ -153,6 +155,7 @@ impl Session {
             wire,
             ending,
             canceller,
+            cancelling: Arc::default(),
             kept,
             identity,
             retire_at,
@@ -177,10 +180,24 @@ impl Session {
     }
 
     /// Has the server cancel what runs, for `scope`. When this returns the signal cannot hit a later statement.
+    ///
+    /// # Cancel safety
+    /// Dropped, the request is seen to its end by a task of its own: [`cancelled`](Self::cancelled) waits for it.
     pub(crate) async fn cancel(&self, scope: ScopeName) {
-        if let Err(error) = self.canceller.cancel().await {
-            tracing::debug!(%scope, %error, "cancel request failed");
-        }
+        let turn = Arc::clone(&self.cancelling).lock_owned().await;
+        let canceller = self.canceller.clone();
+        let request = tokio::spawn(async move {
+            if let Err(error) = canceller.cancel().await {
+                tracing::debug!(%scope, %error, "cancel request failed");
+            }
+            drop(turn);
+        });
+        let _ = request.await;
+    }
+
+    /// Waits until no cancel request is on its way any more.
+    pub(crate) async fn cancelled(&self) {
+        drop(self.cancelling.lock().await);
     }
 
     /// Whether the server ended this session, or the network did.
