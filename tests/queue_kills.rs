@@ -157,7 +157,6 @@ async fn claims_are_counted_beside_a_plain_loop() {
         "jobs claimed and completed a second, {all} of them: {ours:.0} by one worker, {eight:.0} by eight, {batches:.0} in \
          batches of 100; a plain SKIP LOCKED loop: {theirs:.0}"
     );
-    assert!(ours > theirs / 20.0, "{ours:.0} against {theirs:.0}");
 }
 
 fn rate(jobs: usize, began: Instant) -> f64 {

@@ -68,7 +68,12 @@ pub async fn empty_database() -> TestDatabase {
 fn made(database: Result<TestDatabase>) -> TestDatabase {
     use std::error::Error as _;
     database.unwrap_or_else(|error| {
-        let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
-        panic!("no test database: {error}{source}")
+        let mut why = String::new();
+        let mut source = error.source();
+        while let Some(error) = source {
+            why = format!("{why}: {error}");
+            source = error.source();
+        }
+        panic!("no test database: {error}{why}")
     })
 }
