@@ -188,7 +188,7 @@ impl Wire {
         self.reports.lock().fatal().cloned()
     }
 
-    /// The first error of this scope: later ones are mostly "current transaction is aborted".
+    /// The first error of this scope, which is BEGIN's if that failed.
     pub(crate) fn first_error(&self) -> Option<Report> {
         self.reports.lock().first().cloned()
     }
@@ -198,9 +198,9 @@ impl Wire {
         self.reports.lock().latest(fits).cloned()
     }
 
-    /// The SQLSTATE that came with `message`, newest first.
-    pub(crate) fn sqlstate_of(&self, message: &str) -> Option<[u8; 5]> {
-        self.reports.lock().sqlstate_of(message)
+    /// The newest error with this message.
+    pub(crate) fn error_with(&self, message: &str) -> Option<Report> {
+        self.reports.lock().with_message(message).cloned()
     }
 
     fn sent(&self) {

@@ -129,15 +129,26 @@ async fn a_first_flight_is_lost_at_any_point_and_the_body_does_not_notice() {
 async fn what_the_body_has_seen_or_may_have_stored_is_not_sent_again() {
     let (setup, proxy) = through_a_proxy(|config| config.max_size(2)).await;
     ping(&setup.db).await.unwrap();
-    // It ends the transaction by itself, so it may be stored although its answer was lost.
-    let _cut = proxy.cut(When::AfterReply, "COMMIT");
-    let sql = "INSERT INTO notes (text) VALUES ('stored'); COMMIT";
-    let error = setup.db.with_transaction(async |tx| batch(tx, sql).await).await.unwrap_err();
-    assert!(error.is_connection_lost(), "{error:?}");
-    assert_eq!((setup.stored().await, setup.db.stats().resent), (vec!["stored".to_owned()], 0));
+    // It ends its transaction by itself, so it may be stored although no answer came: not even that of BEGIN.
+    for (number, when) in [When::AfterForward, When::AfterReply].into_iter().enumerate() {
+        for (who, before) in [("tx", ""), ("conn", "BEGIN READ WRITE; ")] {
+            let what = format!("{who}{number}");
+            let _cut = proxy.cut(when, "COMMIT");
+            let sql = format!("{before}INSERT INTO notes (text) VALUES ('{what}'); COMMIT");
+            let told = match who {
+                "tx" => setup.db.with_transaction(async |tx| batch(tx, &sql).await).await,
+                _ => setup.db.with_connection(async |conn| Ok(conn.batch_execute(&sql).await?)).await,
+            };
+            assert!(told.unwrap_err().is_connection_lost(), "{what}");
+            assert_eq!(setup.db.stats().resent, 0, "{what}");
+            if when == When::AfterReply {
+                assert!(setup.stored().await.contains(&what));
+            }
+        }
+    }
     // An error is an answer.
     let scope = setup.db.with_transaction(async |tx| {
-        assert!(note(tx, "stored").await.unwrap_err().is_unique_violation());
+        assert!(note(tx, "tx1").await.unwrap_err().is_unique_violation());
         let _cut = proxy.cut(When::AfterForward, "SELECT 2");
         batch(tx, "SELECT 2").await
     });

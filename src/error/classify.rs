@@ -206,13 +206,11 @@ pub(crate) fn connection_lost(error: &Diesel) -> bool {
 /// The schema changed under a prepared statement. PostgreSQL has no SQLSTATE of its own for it (0A000 is shared).
 pub(crate) fn is_stale_plan(error: &Diesel) -> bool {
     let Diesel::DatabaseError(_, information) = error else { return false };
-    says_stale_plan(information.message())
+    information.message() == STALE_PLAN
 }
 
-/// As [`is_stale_plan`], of the server's message alone.
-pub(crate) fn says_stale_plan(message: &str) -> bool {
-    message == "cached plan must not change result type"
-}
+/// In the server's words, where they are not translated.
+const STALE_PLAN: &str = "cached plan must not change result type";
 
 /// `statement_timeout` or `idle_in_transaction_session_timeout` has passed, or the statement was cancelled.
 pub(crate) fn is_timeout(sqlstate: [u8; 5]) -> bool {
@@ -246,6 +244,8 @@ pub(crate) struct Annotation {
     pub(crate) cause: Option<String>,
     /// What to do about it, where the server has no hint.
     pub(crate) hint: Option<&'static str>,
+    /// It is what [`is_stale_plan`] looks for, in whatever language.
+    pub(crate) stale_plan: bool,
 }
 
 /// Adds what diesel left out. Kind, message and names stay as they are.
@@ -253,6 +253,7 @@ pub(crate) fn annotate(error: Diesel, note: &Annotation) -> Diesel {
     let Diesel::DatabaseError(kind, inner) = error else { return error };
     let message = match (&note.last_words, &note.cause, kind) {
         (Some(words), _, DatabaseErrorKind::UnableToSendCommand) => format!("connection lost: {words}"),
+        _ if note.stale_plan => STALE_PLAN.to_owned(),
         (_, Some(cause), _) => format!("{}, since a statement before this one failed: {cause}", inner.message()),
         _ => inner.message().to_owned(),
     };

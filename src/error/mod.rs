@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub(crate) use classify::{
     Annotation, annotate, connection_lost, is_consequence, is_demoted, is_server_gone, is_stale_plan, is_timeout,
-    refusal, says_stale_plan,
+    refusal,
 };
 pub use classify::{CommitOutcome, ConstraintKind, SqlState};
 pub use details::{AbortReason, CheckoutTimeout, CommitUnknown, RetriesExhausted};

@@ -212,8 +212,11 @@ impl Session {
     }
 
     /// The bare connection, told that it is inside a transaction so that it nests with savepoints.
+    ///
+    /// Whoever has it can empty its cache of statements and change its instrumentation: neither is trusted afterwards.
     pub(crate) fn lend(&mut self, in_transaction: bool) -> diesel::QueryResult<&mut AsyncPgConnection> {
-        self.lent = true;
+        (self.lent, self.instrumented) = (true, true);
+        self.kept.distrust();
         *self.conn.transaction_state() = AnsiTransactionManager::default();
         if in_transaction {
             let status = AnsiTransactionManager::transaction_manager_status_mut(&mut self.conn);
@@ -245,7 +248,9 @@ impl Session {
         }
         if self.kept.wants_emptying() {
             self.conn.set_prepared_statement_cache_size(CacheSize::Disabled);
-            self.conn.set_prepared_statement_cache_size(CacheSize::Unbounded);
+            if self.kept.capacity() > 0 {
+                self.conn.set_prepared_statement_cache_size(CacheSize::Unbounded);
+            }
         }
     }
 }

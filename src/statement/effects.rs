@@ -23,6 +23,8 @@ impl Effects {
     pub(crate) const CHAIN: u8 = 16;
     /// A statement of it may end the transaction, and so store what came before.
     pub(crate) const ENDS: u8 = 32;
+    /// More than one statement; or a procedure or block, which outside of a transaction may begin and end its own.
+    pub(crate) const MANY: u8 = 64;
 
     /// Reads `sql` word by word.
     pub(crate) fn of(sql: &str) -> Self {
@@ -46,6 +48,9 @@ impl Effects {
                     effects.local_sets += 1;
                 }
                 10 if word.eq_ignore_ascii_case(b"set_config") => effects.bits |= Self::SET_CONFIG,
+                2 | 4 if before.is_empty() && (word.eq_ignore_ascii_case(b"do") || word.eq_ignore_ascii_case(b"call")) => {
+                    effects.bits |= Self::MANY;
+                }
                 3..=8 if ENDINGS.iter().any(|ends| word.eq_ignore_ascii_case(ends)) => {
                     ending = true;
                     if before.is_empty() {
@@ -60,8 +65,8 @@ impl Effects {
             before = word;
         }
         // In a single statement it is the first word, or part of something else, as in CASE .. END.
-        if ending && sql.trim_end_matches([';', ' ', '\n']).contains(';') {
-            effects.bits |= Self::ENDS;
+        if sql.trim_end_matches([';', ' ', '\n']).contains(';') {
+            effects.bits |= if ending { Self::ENDS | Self::MANY } else { Self::MANY };
         }
         effects
     }
@@ -110,6 +115,16 @@ mod tests {
         assert!(!Effects::of("select temperature, temp from pg_temp.y").has(Effects::TEMPORARY));
         assert_eq!(Effects::of("SET LOCAL a = 1; set  transaction read only; SET b = 2").local_sets, 2);
         assert!(Effects::of("rollback and chain").has(Effects::CHAIN));
+    }
+
+    #[test]
+    fn what_may_hold_a_transaction_of_its_own_is_seen() {
+        for sql in ["BEGIN; SELECT 1; COMMIT", "SET TRANSACTION READ WRITE; DELETE FROM a", "call p()", "DO $$ BEGIN END $$"] {
+            assert!(Effects::of(sql).has(Effects::MANY), "{sql}");
+        }
+        for sql in ["SELECT 1;", "WITH a AS (SELECT 1) SELECT do, call FROM a"] {
+            assert!(!Effects::of(sql).has(Effects::MANY), "{sql}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::commit::Settling;
 use super::connection::{Connection, Transaction};
 use super::options::TransactionBuilder;
 use super::scope::{After, Mode, Scope};
-use crate::error::{CommitOutcome, CommitUnknown, Error, is_timeout};
+use crate::error::{CommitOutcome, CommitUnknown, Error, is_consequence, is_timeout};
 use crate::pool::{Counters, Holder, Pool, ScopeName, Why, add, inside};
 
 /// The time that a scope has.
@@ -219,8 +219,9 @@ const LAST_CHANCE: Duration = Duration::from_millis(20);
 impl Scope {
     /// The server ended a statement, or the session, because of a time that rode with BEGIN.
     fn was_timed_out(&self) -> bool {
-        let first = self.lease.as_ref().and_then(|lease| lease.session().wire.first_error());
-        first.is_some_and(|error| is_timeout(error.sqlstate))
+        let Some(lease) = &self.lease else { return false };
+        let cause = lease.session().wire.latest_error(|sqlstate| !is_consequence(sqlstate));
+        cause.is_some_and(|error| is_timeout(error.sqlstate))
     }
 
     /// Whether the work of a body that is being stopped is stored.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use super::resolve::{Resolution, Sent, resolve};
 use super::scope::{After, Mode, Scope};
 use crate::config::CommitResolution;
-use crate::error::{AbortReason, CommitUnknown, Error, Result, connection_lost};
+use crate::error::{AbortReason, CommitUnknown, Error, Result, connection_lost, is_consequence};
 use crate::pool::{Lease, Pool, Why, add};
 use crate::statement::Effects;
 use crate::wire::{Status, Wire};
@@ -157,7 +157,7 @@ impl Scope {
                     self.end(lease, committed).await;
                     return Ok(());
                 }
-                let reason = match wire.first_error() {
+                let reason = match wire.latest_error(|sqlstate| !is_consequence(sqlstate)) {
                     _ if tags.commits > 1 => AbortReason::BodyCommitted,
                     Some(report) => {
                         AbortReason::StatementFailed { sqlstate: report.sqlstate().to_owned(), message: report.message }
@@ -268,7 +268,7 @@ impl Scope {
         }
     }
 
-    fn note_duration(&self, lease: &Lease, end: &str) {
+    pub(super) fn note_duration(&self, lease: &Lease, end: &str) {
         let took = lease.holder.since.elapsed();
         lease.pool.counters.transaction.record(took);
         if lease.pool.config.slow_threshold.is_some_and(|threshold| took >= threshold) {

@@ -236,7 +236,7 @@ impl Scope {
                 let refused = matches!(error, Diesel::DatabaseError(..)) && !connection_lost(&error);
                 let ended = committed.is_ok();
                 // A statement that the server refused makes a ROLLBACK of COMMIT, whether its reply came or not.
-                if refused || ended && lease.session().wire.tags().commits == 0 {
+                if (refused || ended) && lease.session().wire.tags().commits == 0 {
                     if ended {
                         lease.all_ended();
                     }

@@ -107,7 +107,7 @@ async fn ask(session: &Session, xid: u64) -> diesel::QueryResult<Answer> {
 }
 
 fn is_in_the_future(session: &Session, message: &str) -> bool {
-    session.wire.sqlstate_of(message) == Some(*b"22023")
+    session.wire.error_with(message).is_some_and(|report| &report.sqlstate == b"22023")
 }
 
 async fn in_the_future(lease: &Lease, identity: &Identity) -> Resolution {

@@ -8,7 +8,7 @@ use super::connection::Transaction;
 use super::options::TransactionBuilder;
 use super::scope::{After, Scope};
 use crate::config::Retry;
-use crate::error::{Error, RetriesExhausted, SqlState, says_stale_plan};
+use crate::error::{Error, RetriesExhausted, SqlState, is_consequence};
 use crate::pool::add;
 
 /// Runs `body` until it succeeds, fails for good, or may not be tried again.
@@ -84,10 +84,11 @@ impl Scope {
         if session.is_dead() {
             return Again::Mendable(session.last_words().unwrap_or_else(|| "connection lost".to_owned()));
         }
-        let Some(first) = session.wire.first_error() else { return Again::Never };
-        let lock = retry.on_lock_timeout && first.sqlstate == *SqlState::LOCK_NOT_AVAILABLE.as_bytes();
-        if lock || SqlState::new(first.sqlstate).is_retryable() || says_stale_plan(&first.message) {
-            Again::Mendable(format!("{} (SQLSTATE {})", first.message, first.sqlstate()))
+        // An earlier one was handled, in a savepoint.
+        let Some(last) = session.wire.latest_error(|sqlstate| !is_consequence(sqlstate)) else { return Again::Never };
+        let lock = retry.on_lock_timeout && last.sqlstate == *SqlState::LOCK_NOT_AVAILABLE.as_bytes();
+        if lock || SqlState::new(last.sqlstate).is_retryable() || last.stale_plan {
+            Again::Mendable(format!("{} (SQLSTATE {})", last.message, last.sqlstate()))
         } else {
             Again::Never
         }

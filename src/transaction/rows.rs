@@ -40,7 +40,7 @@ impl Stream for Rows {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.rows.poll_next_unpin(cx).map_err(|error| {
             let diesel::result::Error::DatabaseError(_, information) = &error else { return error };
-            let sqlstate = self.wire.sqlstate_of(information.message());
+            let sqlstate = self.wire.error_with(information.message()).map(|report| report.sqlstate);
             annotate(error, &Annotation { sqlstate, ..Annotation::default() })
         })
     }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::body::Body;
 use super::connection::Transaction;
 use super::scope::Scope;
-use crate::error::{AbortReason, Error, connection_lost, refusal};
+use crate::error::{AbortReason, Error, connection_lost, is_consequence, refusal};
 use crate::pool::{Lease, Undone};
 use crate::wire::Status;
 
@@ -152,12 +152,12 @@ impl Scope {
             }
             Err(error) => {
                 // A statement inside had failed and the body said Ok.
-                let first = wire.first_error();
+                let cause = wire.latest_error(|sqlstate| !is_consequence(sqlstate));
                 guard.stage = Stage::Open;
                 self.roll_back_to(guard).await?;
-                Err(first.map_or(error, |first| {
-                    let sqlstate = first.sqlstate().to_owned();
-                    self.aborted(AbortReason::StatementFailed { sqlstate, message: first.message })
+                Err(cause.map_or(error, |cause| {
+                    let sqlstate = cause.sqlstate().to_owned();
+                    self.aborted(AbortReason::StatementFailed { sqlstate, message: cause.message })
                 }))
             }
         }

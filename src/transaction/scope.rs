@@ -198,11 +198,15 @@ impl Scope {
         if text.kind != Kind::Select {
             self.wrote.store(true, SeqCst);
         }
-        let mut prepared_anew = false;
+        // What the statement failed with, and is sent again for.
+        let mut failure = None;
         loop {
             let slot = lease.slot();
             let session = lease.session_in(slot);
-            let Some(statement) = send(lease, session) else { return Err(self.lost(session)) };
+            let Some(statement) = send(lease, session) else {
+                self.told.store(true, SeqCst);
+                return Err(failure.unwrap_or_else(|| self.lost(session)));
+            };
             let begin = self.begins_on(slot);
             let asks = self.asks_for_xid(lease, text);
             // An INSERT needs an id anyway: it is given one by the message that opens the transaction.
@@ -233,7 +237,8 @@ impl Scope {
                     if is_stale_plan(&error) {
                         // Kept statements are not used from now on, so the same text is prepared anew.
                         session.kept.distrust();
-                        if matches!(self.mode, Mode::Read) && !std::mem::replace(&mut prepared_anew, true) {
+                        if matches!(self.mode, Mode::Read) && failure.is_none() {
+                            failure = Some(error);
                             continue;
                         }
                     }
@@ -308,16 +313,21 @@ impl Scope {
     }
 
     /// The body was told nothing of this flight, nothing that it did can be stored, and the connection is lost or cannot write
-    /// any more. Once BEGIN was answered only on the scope's first connection: the statement may be what ended it.
+    /// any more. That BEGIN was not answered does not mean that what came behind it was not executed. Once it was, only on the
+    /// scope's first connection: the statement may be what ended it.
     fn may_send_again(&self, lease: &Lease, slot: usize, text: &Text, failed: &Failed) -> bool {
         if self.told.load(SeqCst) || !lease.may_replace() && lease.slot() == slot {
             return false;
         }
         let session = lease.session_in(slot);
+        let in_transaction = matches!(self.mode, Mode::Transaction { .. });
+        // It may have stored something by itself.
+        if text.effects.has(if in_transaction { Effects::ENDS } else { Effects::MANY }) {
+            return false;
+        }
         let demoted = failed.in_begin && session.wire.first_error().is_some_and(|error| is_demoted(error.sqlstate));
         let lost = connection_lost(&failed.error) || session.is_dead();
-        let harmless = matches!(self.mode, Mode::Transaction { .. }) && slot == 0 && !text.effects.has(Effects::ENDS);
-        demoted || lost && (harmless || !session.wire.has_begun())
+        demoted || lost && (in_transaction && slot == 0 || !session.wire.has_begun())
     }
 
     /// Puts another connection in place of the one in `slot`; one of several statements of a flight does it for all.
@@ -348,7 +358,8 @@ impl Scope {
         let Diesel::DatabaseError(kind, information) = &error else { return error };
         let write_refused =
             matches!(self.mode, Mode::Read) && matches!(kind, diesel::result::DatabaseErrorKind::ReadOnlyTransaction);
-        let sqlstate = session.wire.sqlstate_of(information.message());
+        let report = session.wire.error_with(information.message());
+        let sqlstate = report.as_ref().map(|report| report.sqlstate);
         // What failed may be a statement whose rows were not read to their end, so nobody was told.
         let cause = sqlstate.filter(|sqlstate| is_consequence(*sqlstate));
         let cause = cause.and_then(|_| session.wire.latest_error(|sqlstate| !is_consequence(sqlstate)));
@@ -357,6 +368,7 @@ impl Scope {
             cause: cause.map(|cause| cause.message),
             last_words: session.last_words(),
             hint: write_refused.then_some(WRITE_HINT),
+            stale_plan: report.is_some_and(|report| report.stale_plan),
         };
         annotate(error, &note)
     }
@@ -370,12 +382,13 @@ impl Scope {
 }
 
 impl Drop for Scope {
-    /// Counts a transaction that its lease is about to roll back by itself.
+    /// Counts a transaction that its lease is about to roll back by itself, and tells of a slow one.
     fn drop(&mut self) {
         if let Some(lease) = &self.lease
             && self.is_begun()
         {
             add(&lease.pool.counters.rollbacks);
+            self.note_duration(lease, "cancelled");
         }
     }
 }

@@ -11,18 +11,22 @@ pub(crate) struct Report {
     pub(crate) sqlstate: [u8; 5],
     pub(crate) message: String,
     pub(crate) fatal: bool,
+    /// The schema changed under a prepared statement. It has no SQLSTATE of its own and its message is translated, so it is
+    /// told by the server's routine that says it.
+    pub(crate) stale_plan: bool,
 }
 
 impl Report {
     /// Reads the fields of an `ErrorResponse` body (manual, "Error and Notice Message Fields").
     pub(super) fn parse(body: &[u8]) -> Self {
-        let mut report = Self { sqlstate: *b"XX000", message: String::new(), fatal: false };
+        let mut report = Self { sqlstate: *b"XX000", message: String::new(), fatal: false, stale_plan: false };
         for field in body.split(|byte| *byte == 0) {
             match field {
                 [b'C', code @ ..] if code.len() == 5 => report.sqlstate.copy_from_slice(code),
                 [b'M', text @ ..] => report.message = String::from_utf8_lossy(text).into_owned(),
                 // `V` is the severity that is never translated (PostgreSQL 9.6 and newer).
                 [b'V', severity @ ..] => report.fatal = matches!(severity, b"FATAL" | b"PANIC"),
+                b"RRevalidateCachedQuery" => report.stale_plan = true,
                 _ => {}
             }
         }
@@ -72,7 +76,7 @@ impl Reports {
         self.fatal.as_ref()
     }
 
-    pub(super) fn sqlstate_of(&self, message: &str) -> Option<[u8; 5]> {
-        self.latest.iter().rev().find(|report| report.message == message).map(|report| report.sqlstate)
+    pub(super) fn with_message(&self, message: &str) -> Option<&Report> {
+        self.latest.iter().rev().find(|report| report.message == message)
     }
 }
