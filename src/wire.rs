@@ -15,8 +15,8 @@ mod report;
 mod tap;
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use futures_util::task::AtomicWaker;
@@ -86,6 +86,10 @@ pub(crate) struct Wire {
     statements: AtomicI32,
     plain_password: AtomicBool,
     left_standby: AtomicBool,
+    /// Reads the texts that are sent, while a body has the bare connection.
+    reader: OnceLock<fn(&str) -> u8>,
+    reading: AtomicBool,
+    read: AtomicU8,
     reports: Mutex<Reports>,
 }
 
@@ -105,6 +109,8 @@ impl Wire {
         self.seen.store(0, Relaxed);
         self.xid.store(0, Relaxed);
         self.xid_answers.store(0, Relaxed);
+        self.reading.store(false, Relaxed);
+        self.read.store(0, Relaxed);
         self.reports.lock().clear();
     }
 
@@ -145,6 +151,23 @@ impl Wire {
             releases: self.releases.load(SeqCst),
             sets: self.sets.load(SeqCst),
             seen: Marks(self.seen.load(SeqCst)),
+        }
+    }
+
+    /// From here on, until the next scope, `reader` is shown every text that is sent.
+    pub(crate) fn read_texts(&self, reader: fn(&str) -> u8) {
+        self.reader.get_or_init(|| reader);
+        self.reading.store(true, SeqCst);
+    }
+
+    /// All bits that the reader of texts has answered.
+    pub(crate) fn read(&self) -> u8 {
+        self.read.load(SeqCst)
+    }
+
+    fn passed_text(&self, text: &[u8]) {
+        if let Some(reader) = self.reader.get() {
+            self.read.fetch_or(reader(&String::from_utf8_lossy(text)), SeqCst);
         }
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 use tokio_postgres::CancelToken;
 use tokio_postgres::tls::ChannelBinding;
 
@@ -30,12 +31,16 @@ impl Canceller {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before the end, the request may or may not be carried out, and may be carried out later. Not bounded in time.
+    /// Dropped before the end, the request may or may not be carried out, and may be carried out later.
     ///
     /// # Errors
     ///
-    /// The address could not be reached, or TLS could not be negotiated with it.
+    /// The address could not be reached, or TLS could not be negotiated with it; or it did not answer in `connect_timeout`.
     pub(crate) async fn cancel(&self) -> io::Result<()> {
+        timeout(self.shared.timeout, self.request()).await?
+    }
+
+    async fn request(&self) -> io::Result<()> {
         let socket = self.shared.dial(&self.route).await?;
         let mut transport = match self.route.host_name() {
             Some(host) if self.encrypted => self.shared.encrypt(socket, host).await?,

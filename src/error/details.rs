@@ -108,7 +108,7 @@ impl fmt::Display for AbortReason {
     }
 }
 
-/// The reply to COMMIT was lost and the outcome could not be found out.
+/// The reply to COMMIT was lost, or did not come in time, and the outcome could not be found out.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CommitUnknown {
@@ -126,7 +126,7 @@ impl fmt::Display for CommitUnknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { scope, xid, sent_at, why } = self;
         let at = chrono::DateTime::<chrono::Utc>::from(*sent_at).format("%F %T%.3f UTC");
-        write!(f, "{scope} may or may not be committed: the connection was lost during COMMIT at {at}, and {why}; ")?;
+        write!(f, "{scope} may or may not be committed: no answer came to its COMMIT of {at}, and {why}; ")?;
         match xid {
             Some(xid) => write!(
                 f,

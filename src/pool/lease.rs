@@ -47,7 +47,7 @@ pub(crate) struct Lease {
     /// Its entry in the registry; gone when the connection was given back.
     key: Option<usize>,
     effects: Mutex<Effects>,
-    /// `SET` tags that our own messages cause.
+    /// `SET` tags of our own messages, and of statements that end with the transaction.
     own_sets: AtomicU32,
     lent_raw: AtomicBool,
     being_reclaimed: bool,
@@ -116,7 +116,6 @@ impl Lease {
         if self.slots[next].set(held).is_ok() {
             self.current.store(u8::try_from(next).unwrap_or(0), SeqCst);
         }
-        add(&self.pool.counters.resent);
     }
 
     /// Notes what a text that is about to be sent does to the session.
@@ -126,9 +125,11 @@ impl Lease {
         }
     }
 
-    /// Notes that our own next message causes `sets` tags `SET`.
-    pub(crate) fn note_own_sets(&self, sets: u32) {
-        self.own_sets.fetch_add(sets, Relaxed);
+    /// Notes that `sets` tags `SET` are of no consequence: of our own next message, or of a text that was answered.
+    pub(crate) fn expect_sets(&self, sets: u32) {
+        if sets > 0 {
+            self.own_sets.fetch_add(sets, Relaxed);
+        }
     }
 
     /// Notes that the bare connection is lent to the body: texts are not seen from now on, so it is reset in any case.
@@ -137,7 +138,12 @@ impl Lease {
     }
 
     pub(crate) fn effects(&self) -> Effects {
-        *self.effects.lock()
+        self.effects.lock().and(self.session().wire.read())
+    }
+
+    /// The scope may have ended its transaction by itself, and so stored something.
+    pub(crate) fn may_have_ended(&self) -> bool {
+        self.effects().has(Effects::ENDS) || self.session().wire.tags().commits > 0
     }
 
     /// Every statement that was begun was also seen to end, by its future and by the server.
@@ -169,7 +175,7 @@ impl Lease {
         if tags.seen.has(Marks::FORGOTTEN) {
             self.session().kept.distrust();
         }
-        if tags.sets > self.own_sets.load(Relaxed) + u32::from(effects.local_sets) {
+        if tags.sets > self.own_sets.load(Relaxed) {
             Some("SET")
         } else if effects.has(Effects::SET_CONFIG) {
             Some("set_config()")
@@ -183,6 +189,8 @@ impl Lease {
             Some("a cursor WITH HOLD")
         } else if effects.has(Effects::TEMPORARY) {
             Some("a temporary table")
+        } else if effects.has(Effects::BLOCK) {
+            Some("a DO block")
         } else if tags.seen.has(Marks::LOAD) {
             Some("LOAD")
         } else {

@@ -6,6 +6,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use tokio::time::timeout;
 
 use super::lease::{Lease, Why};
@@ -84,22 +85,7 @@ impl Lease {
             if session.is_dead() {
                 return Undone::Lost;
             }
-            let left_running = !self.is_answered();
-            let mut undone = pin!(session.batch(sql));
-            let mut grace = GRACE;
-            let result = loop {
-                if let Ok(result) = timeout(grace, &mut undone).await {
-                    break result;
-                }
-                // Again and again: a request that comes before the server has read the statement does nothing.
-                if left_running {
-                    session.cancel(self.holder.scope).await;
-                }
-                grace = (grace * 2).min(LONGEST_GRACE);
-            };
-            // One that was begun by somebody who is gone must not hit what is sent next.
-            session.cancelled().await;
-            match result {
+            match self.drain(sql).await {
                 Ok(()) if session.wire.status() == expected => {
                     self.all_ended();
                     return Undone::Clean;
@@ -109,6 +95,31 @@ impl Lease {
             }
         }
         Undone::Stuck
+    }
+}
+
+impl Lease {
+    /// Sends `sql`, whose reply is the proof that everything before it is answered. What nobody waits for any more is cancelled.
+    pub(crate) async fn drain(&self, sql: &str) -> diesel::QueryResult<()> {
+        let session = self.session();
+        let left_running = !self.is_answered();
+        let mut drained = pin!(session.batch(sql));
+        let mut grace = GRACE;
+        let result = loop {
+            if let Ok(result) = timeout(grace, &mut drained).await {
+                break result;
+            }
+            // Again and again: a request that comes before the server has read the statement does nothing.
+            if left_running
+                && let Either::Left((result, _)) = select(&mut drained, pin!(session.cancel(self.holder.scope))).await
+            {
+                break result;
+            }
+            grace = (grace * 2).min(LONGEST_GRACE);
+        };
+        // One that is still on its way must not hit what is sent next.
+        session.cancelled().await;
+        result
     }
 }
 

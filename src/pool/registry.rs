@@ -140,6 +140,16 @@ impl Holder {
         self.stage.store(COMMITTING, Relaxed);
     }
 
+    /// COMMIT was sent.
+    pub(crate) fn is_committing(&self) -> bool {
+        self.stage.load(Relaxed) == COMMITTING
+    }
+
+    /// The transaction's id, where it is known.
+    pub(crate) fn xid(&self) -> Option<u64> {
+        self.wire.lock().xid()
+    }
+
     pub(crate) fn reclaiming(&self) {
         self.stage.store(RECLAIMING, Relaxed);
     }

@@ -1,6 +1,7 @@
 //! One server session: the connection, the driver's task that moves its bytes, and what is known of it.
 
 use std::future::poll_fn;
+use std::num::NonZeroU32;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -21,8 +22,8 @@ use super::registry::ScopeName;
 use super::stats::CloseReason;
 use crate::config::Config;
 use crate::connect::{Canceller, ConnectError, Driver, Opened};
-use crate::statement::Kept;
-use crate::wire::Wire;
+use crate::statement::{Effects, Kept};
+use crate::wire::{Marks, Wire};
 
 /// Undoes everything that a body may have done to a session beyond its transaction, in one message.
 ///
@@ -217,6 +218,7 @@ impl Session {
     pub(crate) fn lend(&mut self, in_transaction: bool) -> diesel::QueryResult<&mut AsyncPgConnection> {
         (self.lent, self.instrumented) = (true, true);
         self.kept.distrust();
+        self.wire.read_texts(Effects::bits_of);
         *self.conn.transaction_state() = AnsiTransactionManager::default();
         if in_transaction {
             let status = AnsiTransactionManager::transaction_manager_status_mut(&mut self.conn);
@@ -227,15 +229,29 @@ impl Session {
         Ok(&mut self.conn)
     }
 
+    /// How many nested transactions of the bare connection were neither committed nor rolled back, because they were dropped.
+    pub(crate) fn left_nested(&mut self) -> usize {
+        if !self.lent {
+            return 0;
+        }
+        let status = AnsiTransactionManager::transaction_manager_status_mut(&mut self.conn);
+        let depth = status.transaction_depth().ok().flatten().map_or(0, NonZeroU32::get);
+        usize::try_from(depth.saturating_sub(1)).unwrap_or(usize::MAX)
+    }
+
     /// Instruments the connection until it is checked in.
     pub(crate) fn instrument(&mut self, instrumentation: impl Instrumentation) {
         self.instrumented = true;
         self.conn.set_instrumentation(instrumentation);
     }
 
-    /// So much was cut off on it that it is better replaced.
+    /// So much was cut off on it that it is better replaced; or statements that the client believes prepared are gone, those by
+    /// which it looks types up included.
     pub(super) fn is_worn(&self) -> bool {
-        usize::try_from(self.wire.statements()).is_ok_and(|count| count > self.kept.capacity() + MOST_LOST_STATEMENTS)
+        let forgotten = self.wire.tags().seen.has(Marks::FORGOTTEN);
+        forgotten
+            || usize::try_from(self.wire.statements())
+                .is_ok_and(|count| count > self.kept.capacity() + MOST_LOST_STATEMENTS)
     }
 
     /// Makes diesel's view of the connection what the server's is: no transaction, and no statement that is not there.

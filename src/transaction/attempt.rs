@@ -14,12 +14,13 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::Instrument;
 
 use super::body::Body;
-use super::commit::Settling;
+use super::commit::{Limit, Settling};
 use super::connection::{Connection, Transaction};
 use super::options::TransactionBuilder;
 use super::scope::{After, Mode, Scope};
-use crate::error::{CommitOutcome, CommitUnknown, Error, is_consequence, is_timeout};
+use crate::error::{AbortReason, CommitOutcome, CommitUnknown, Error, is_consequence, is_timeout};
 use crate::pool::{Counters, Holder, Pool, ScopeName, Why, add, inside};
+use crate::wire::Status;
 
 /// The time that a scope has.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +36,14 @@ impl Budget {
 
     pub(super) fn until(&self) -> Option<Instant> {
         self.whole.map(|whole| self.began + whole)
+    }
+
+    fn limit_of_commit(self) -> Option<Limit> {
+        self.until().map(|until| Limit { at: until.max(Instant::now() + LAST_CHANCE), budget: self })
+    }
+
+    pub(super) fn passed_before_commit(&self, scope: ScopeName) -> Error {
+        self.passed(scope, "preparing COMMIT", CommitOutcome::NotCommitted)
     }
 
     fn passed(&self, scope: ScopeName, phase: &'static str, outcome: CommitOutcome) -> Error {
@@ -104,8 +113,9 @@ where
     unfinished.armed = matches!(end, End::Deadline | End::Stopped);
     match end {
         End::Returned(Ok(value)) => {
-            let commit = Settling::new(pool, tx.scope.commit(until));
-            bounded(commit, scope, until).await?;
+            let limit = budget.limit_of_commit();
+            let commit = Settling::new(pool, tx.scope.commit(limit));
+            bounded(commit, &holder, limit).await?;
             Ok(value)
         }
         // Our own timer was late, and the server's backstop quicker.
@@ -148,8 +158,14 @@ where
     unfinished.armed &= matches!(end, End::Deadline | End::Stopped);
     match end {
         End::Returned(result) => {
-            conn.scope.hand_back().await;
-            result
+            let left_open = conn.scope.hand_back().await;
+            match result {
+                // What it did in a transaction of its own is rolled back.
+                Ok(_) if left_open => {
+                    Err(Error::Aborted { scope: scope.to_string(), reason: AbortReason::BodyBegan }.into())
+                }
+                result => result,
+            }
         }
         End::Panicked(panic) => {
             add(&pool.counters.panicked);
@@ -186,7 +202,8 @@ async fn guarded<T>(body: impl Future<Output = T>, holder: &Holder, until: Optio
         if let Poll::Ready(result) = body.as_mut().poll(cx) {
             return Poll::Ready(result.map_or_else(End::Panicked, End::Returned));
         }
-        if holder.is_told_to_stop(cx.waker()) {
+        // A COMMIT that `commit_with` sent is not called back.
+        if holder.is_told_to_stop(cx.waker()) && !holder.is_committing() {
             return Poll::Ready(End::Stopped);
         }
         if until.is_some() && timer.as_mut().poll(cx).is_ready() {
@@ -198,22 +215,27 @@ async fn guarded<T>(body: impl Future<Output = T>, holder: &Holder, until: Optio
 }
 
 /// Waits for COMMIT until the deadline; past it COMMIT goes on alone, and its outcome is not known here.
-async fn bounded(commit: Settling<Result<(), Error>>, scope: ScopeName, until: Option<Instant>) -> Result<(), Error> {
-    let Some(until) = until else { return commit.await };
-    // A commit that is about to be answered is worth more than a deadline kept to the millisecond.
+async fn bounded(commit: Settling<Result<(), Error>>, holder: &Holder, limit: Option<Limit>) -> Result<(), Error> {
+    let Some(limit) = limit else { return commit.await };
     let sent_at = std::time::SystemTime::now();
-    match timeout_at(until.max(Instant::now() + LAST_CHANCE), commit).await {
+    match timeout_at(limit.at, commit).await {
         Ok(outcome) => outcome,
+        // What is not sent by now will not be.
+        Err(_) if !holder.is_committing() => Err(limit.budget.passed_before_commit(holder.scope)),
         Err(_) => Err(Error::CommitUnknown(Box::new(CommitUnknown {
-            scope: scope.to_string(),
-            xid: None,
+            scope: holder.scope.to_string(),
+            xid: holder.xid(),
             sent_at,
-            why: "the deadline passed before the server answered".to_owned(),
+            why: format!(
+                "the deadline of {:?} passed before the server answered",
+                limit.budget.whole.unwrap_or_default()
+            ),
         }))),
     }
 }
 
-/// What COMMIT is given when the body used the deadline up.
+/// What COMMIT is given when the body used the deadline up: one that is about to be answered is worth more than a deadline
+/// kept to the millisecond.
 const LAST_CHANCE: Duration = Duration::from_millis(20);
 
 impl Scope {
@@ -233,14 +255,16 @@ impl Scope {
         }
     }
 
-    /// Checks the connection of a read scope in.
-    async fn hand_back(mut self: Box<Self>) {
-        let Some(lease) = self.lease.take() else { return };
+    /// Checks the connection of a read scope in; whether its body left a transaction open.
+    async fn hand_back(mut self: Box<Self>) -> bool {
+        let Some(lease) = self.lease.take() else { return false };
         if lease.is_clean() {
             lease.check_in();
-        } else {
-            let pool = Arc::clone(&lease.pool);
-            Settling::new(&pool, lease.reclaim(Why::TidyUp)).await;
+            return false;
         }
+        let left_open = lease.session().wire.status() != Status::Idle;
+        let pool = Arc::clone(&lease.pool);
+        Settling::new(&pool, lease.reclaim(Why::TidyUp)).await;
+        left_open
     }
 }

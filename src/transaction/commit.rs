@@ -11,18 +11,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
+use super::attempt::Budget;
 use super::resolve::{Resolution, Sent, resolve};
 use super::scope::{After, Mode, Scope};
 use crate::config::CommitResolution;
 use crate::error::{AbortReason, CommitUnknown, Error, Result, connection_lost, is_consequence};
 use crate::pool::{Lease, Pool, Why, add};
 use crate::statement::Effects;
-use crate::wire::{Status, Wire};
+use crate::wire::{Status, Tags, Wire};
 
 /// What an [`after_commit`](super::Transaction::after_commit) hook is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,29 +69,37 @@ impl<T: 'static> Drop for Settling<T> {
     }
 }
 
-/// How long a statement whose future was dropped may go on before COMMIT has it cancelled.
-const GRACE: Duration = Duration::from_millis(10);
+/// Until when COMMIT may be sent, and be waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    pub(super) at: Instant,
+    pub(super) budget: Budget,
+}
 
 impl Scope {
     /// Commits, or says why not. The connection is checked in either way.
-    pub(super) async fn commit(mut self: Box<Self>, until: Option<Instant>) -> Result<()> {
-        let Some(lease) = self.lease.take() else { return self.ended_before() };
+    pub(super) async fn commit(mut self: Box<Self>, limit: Option<Limit>) -> Result<()> {
+        let Some(mut lease) = self.lease.take() else { return self.ended_before() };
         if self.is_begun() {
-            if let Err(reason) = self.prepare_to_commit(&lease).await {
+            if let Err(reason) = self.prepare_to_commit(&mut lease).await {
                 self.lease = Some(lease);
                 return Err(Box::pin(self.abort(reason)).await);
             }
-            if lease.session().is_dead() {
-                // COMMIT is not sent, so there is nothing to be found out.
-                let lost = self.lost(lease.session());
+            // In neither case is COMMIT sent, so there is nothing to be found out.
+            let error = match limit {
+                _ if lease.session().is_dead() => Some(self.lost_before_commit(&lease)),
+                Some(limit) if limit.at <= Instant::now() => Some(limit.budget.passed_before_commit(self.name())),
+                _ => None,
+            };
+            if let Some(error) = error {
                 self.lease = Some(lease);
                 Box::pin(self.roll_back()).await;
-                return Err(Error::from(lost));
+                return Err(error);
             }
             lease.holder.committing();
             let sent_at = SystemTime::now();
             let answer = lease.session().batch("COMMIT").await;
-            return self.judge(lease, answer, sent_at, until).await;
+            return self.judge(lease, answer, sent_at, limit.map(|limit| limit.at)).await;
         }
         // Nothing was sent, so there is nothing to be told.
         if let Some(reason) = self.doomed() {
@@ -101,38 +110,51 @@ impl Scope {
         Ok(())
     }
 
+    /// The body may have ended its transaction by itself, in a text whose answer was lost too.
+    fn lost_before_commit(&self, lease: &Lease) -> Error {
+        if lease.may_have_ended() {
+            let why = "the body sent a text that may have committed by itself".to_owned();
+            return self.unknown(lease.session().wire.xid(), SystemTime::now(), why);
+        }
+        Error::from(self.lost(lease.session()))
+    }
+
+    fn unknown(&self, xid: Option<u64>, sent_at: SystemTime, why: String) -> Error {
+        Error::CommitUnknown(Box::new(CommitUnknown { scope: self.name().to_string(), xid, sent_at, why }))
+    }
+
     /// `commit_with` has ended it; that its error may have been swallowed changes nothing.
     fn ended_before(&self) -> Result<()> {
-        let scope = self.name().to_string();
         match &self.after {
             After::Committed => Ok(()),
-            After::RolledBack { .. } => Err(Error::Aborted { scope, reason: AbortReason::CommitWithFailed }),
-            After::Unknown => Err(Error::CommitUnknown(Box::new(CommitUnknown {
-                scope,
-                xid: None,
-                sent_at: SystemTime::now(),
-                why: "commit_with was dropped, or its error not passed on, before the outcome was known".to_owned(),
-            }))),
+            After::RolledBack { .. } => {
+                Err(Error::Aborted { scope: self.name().to_string(), reason: AbortReason::CommitWithFailed })
+            }
+            After::Unknown => {
+                let why =
+                    "commit_with was dropped, or its error not passed on, before the outcome was known".to_owned();
+                Err(self.unknown(None, SystemTime::now(), why))
+            }
         }
     }
 
     /// Sees to it that COMMIT can be believed; the reason if it cannot.
-    async fn prepare_to_commit(&self, lease: &Lease) -> Result<(), AbortReason> {
+    async fn prepare_to_commit(&self, lease: &mut Lease) -> Result<(), AbortReason> {
         if let Some(reason) = self.doomed() {
             return Err(reason);
         }
         if self.nest.is_unsettled() {
             Box::pin(self.settle_nested(lease)).await.map_err(|_| AbortReason::NestedUnknown)?;
         }
-        let depth = self.nest.depth();
+        let depth = self.nest.depth() + lease.session_mut().left_nested();
         if depth > 0 {
             return Err(AbortReason::UnfinishedNested { depth });
         }
-        let session = lease.session();
-        // The body dropped a statement; the rest of rows that it did not read is no reason to cancel.
-        if lease.was_left_running() && timeout(GRACE, session.wire.quiet()).await.is_err() {
-            session.cancel(self.name()).await;
+        // The body dropped a statement, and COMMIT would wait for it. What failed is told by COMMIT's own answer.
+        if lease.was_left_running() {
+            let _ = lease.drain("").await;
         }
+        let session = lease.session();
         if self.expects_xid() && session.wire.xid().is_none() {
             self.await_xid(session).await;
         }
@@ -152,13 +174,18 @@ impl Scope {
             Ok(()) => {
                 lease.all_ended();
                 let tags = wire.tags();
-                if (tags.begins, tags.commits, tags.rollbacks) == (1, 1, 0) && wire.status() == Status::Idle {
+                let as_sent =
+                    (tags.begins, tags.commits, tags.rollbacks) == (1, 1, 0) && !is_chained(&tags, lease.effects());
+                if as_sent && wire.status() == Status::Idle {
                     let committed = Committed { xid: wire.xid(), resolved: false };
                     self.end(lease, committed).await;
                     return Ok(());
                 }
                 let reason = match wire.latest_error(|sqlstate| !is_consequence(sqlstate)) {
-                    _ if tags.commits > 1 => AbortReason::BodyCommitted,
+                    // It committed what came behind, be it that the body ended its transaction unseen until now.
+                    _ if tags.commits > 1 || tags.commits == 1 && is_chained(&tags, lease.effects()) => {
+                        AbortReason::BodyCommitted
+                    }
                     Some(report) => {
                         AbortReason::StatementFailed { sqlstate: report.sqlstate().to_owned(), message: report.message }
                     }
@@ -200,7 +227,8 @@ impl Scope {
         } else if lease.pool.config.commit_resolution == CommitResolution::Off {
             Resolution::Unknown("commit_resolution is off".to_owned())
         } else if !self.expects_xid() {
-            Resolution::Unknown("it sent only SELECTs, so its id was not asked for; read_only() says that".to_owned())
+            let why = "it sent only SELECTs, or wrote on the bare connection alone, so its id was not asked for";
+            Resolution::Unknown(why.to_owned())
         } else if session.wire.left_standby() {
             // Committed there; whether it is where the next primary is, that server did not wait to learn.
             Resolution::Unknown("the server shut down while COMMIT waited for its synchronous standby".to_owned())
@@ -221,10 +249,9 @@ impl Scope {
             }
             Resolution::Unknown(why) => {
                 add(&lease.pool.counters.commit_unknown);
-                let scope = self.name().to_string();
-                self.lease = Some(lease);
-                self.roll_back().await;
-                Err(Error::CommitUnknown(Box::new(CommitUnknown { scope, xid, sent_at, why })))
+                self.note_duration(&lease, "of unknown outcome");
+                lease.reclaim(Why::RollBack).await;
+                Err(self.unknown(xid, sent_at, why))
             }
         }
     }
@@ -284,12 +311,17 @@ impl Scope {
     }
 }
 
+/// A transaction was rolled back and another begun at once: the status byte did not show it.
+fn is_chained(tags: &Tags, effects: Effects) -> bool {
+    effects.has(Effects::CHAIN) && tags.all_rollbacks > 0
+}
+
 /// What a body did to the transaction that was not its to do.
 pub(super) fn what_the_body_did(wire: &Wire, effects: Effects) -> Option<AbortReason> {
     let tags = wire.tags();
     if tags.commits > 0 {
         Some(AbortReason::BodyCommitted)
-    } else if tags.rollbacks > 0 || effects.has(Effects::CHAIN) && tags.all_rollbacks > 0 {
+    } else if tags.rollbacks > 0 || is_chained(&tags, effects) {
         Some(AbortReason::BodyRolledBack)
     } else if tags.begins > 1 {
         Some(AbortReason::BodyBegan)

@@ -228,6 +228,7 @@ impl Scope {
         }
         match answer {
             Ok(answer) => {
+                lease.expect_sets(text.effects.local_sets.into());
                 self.judge(lease, committed, sent_at, None).await?;
                 Ok(answer)
             }

@@ -21,7 +21,7 @@ use super::managers::{NoTransactions, Savepoints};
 use super::rows::{Row, Rows};
 use super::savepoint::nested;
 use super::scope::Scope;
-use crate::error::{Error, Result};
+use crate::error::{AbortReason, Error, Result};
 use crate::pool::{Lease, Session};
 use crate::statement::{Admitted, Key, Rendered, RowStream, Text, render};
 
@@ -238,6 +238,13 @@ impl Scope {
     fn lend_raw(&mut self, in_transaction: bool) -> Result<&mut AsyncPgConnection> {
         self.usable()?;
         self.wrote.store(true, SeqCst);
+        self.is_told();
+        let Some(lease) = &mut self.lease else { unreachable!("usable() has just seen it") };
+        let depth = lease.session_mut().left_nested();
+        if in_transaction && depth > 0 {
+            self.doom(AbortReason::UnfinishedNested { depth });
+            self.usable()?;
+        }
         let Some(lease) = &mut self.lease else { unreachable!("usable() has just seen it") };
         lease.note_raw();
         // What is begun and dropped on the bare connection is not seen: from here on only the server's reply proves an end.

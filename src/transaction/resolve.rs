@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use diesel::QueryableByName;
 use diesel::result::Error as Diesel;
-use diesel::sql_types::{Nullable, Text};
+use diesel::sql_types::{Bool, Nullable, Text};
 use diesel_async::RunQueryDsl;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -40,6 +40,8 @@ pub(super) enum Resolution {
 struct Answer {
     #[diesel(sql_type = Nullable<Text>)]
     status: Option<String>,
+    #[diesel(sql_type = Bool)]
+    standby: bool,
     #[diesel(sql_type = Text)]
     system: String,
     #[diesel(sql_type = Text)]
@@ -61,7 +63,8 @@ pub(super) async fn resolve(lease: &Lease, sent: &Sent, until: Option<Instant>) 
     match timeout_at(until, ask_until_known(lease, xid, identity, until)).await {
         Ok(resolution) => resolution,
         Err(_) => {
-            Resolution::Unknown("the server could not be asked, or still worked on it, until the deadline".to_owned())
+            let why = "the server could not be asked, was a standby, or still worked on it, until the deadline";
+            Resolution::Unknown(why.to_owned())
         }
     }
 }
@@ -84,12 +87,11 @@ async fn ask_until_known(lease: &Lease, xid: u64, identity: &Identity, until: In
             },
             Err(error) if connection_lost(&error) => sleep(pause).await,
             // 22023, "transaction ID is in the future": lost with a crash. The answer to the identity is still due.
-            Err(Diesel::DatabaseError(_, information)) => {
-                return if is_in_the_future(lease.session(), information.message()) {
-                    in_the_future(lease, identity).await
-                } else {
-                    Resolution::Unknown(format!("the server could not be asked: {}", information.message()))
-                };
+            Err(Diesel::DatabaseError(_, information)) if is_in_the_future(lease.session(), information.message()) => {
+                match in_the_future(lease, identity).await {
+                    Some(resolution) => return resolution,
+                    None => sleep(pause).await,
+                }
             }
             Err(error) => return Resolution::Unknown(format!("the server could not be asked: {error}")),
         }
@@ -97,7 +99,7 @@ async fn ask_until_known(lease: &Lease, xid: u64, identity: &Identity, until: In
     }
 }
 
-const IDENTITY: &str = "system_identifier::text AS system, timeline_id::text AS timeline, \
+const IDENTITY: &str = "pg_is_in_recovery() AS standby, system_identifier::text AS system, timeline_id::text AS timeline, \
     pg_postmaster_start_time()::text AS started, (SELECT stats_reset::text FROM pg_stat_bgwriter) AS stats_reset \
     FROM pg_control_system(), pg_control_checkpoint()";
 
@@ -110,12 +112,14 @@ fn is_in_the_future(session: &Session, message: &str) -> bool {
     session.wire.error_with(message).is_some_and(|report| &report.sqlstate == b"22023")
 }
 
-async fn in_the_future(lease: &Lease, identity: &Identity) -> Resolution {
+async fn in_the_future(lease: &Lease, identity: &Identity) -> Option<Resolution> {
     let query = format!("SELECT NULL::text AS status, {IDENTITY}");
     match diesel::sql_query(query).get_result::<Answer>(&mut &lease.session().conn).await {
-        Ok(answer) if answer.is_same_history(identity) => Resolution::NotCommitted,
-        Ok(_) => Resolution::Unknown(OTHER_SERVER.to_owned()),
-        Err(error) => Resolution::Unknown(format!("the server could not be asked: {error}")),
+        Ok(answer) if !answer.is_same_history(identity) => Some(Resolution::Unknown(OTHER_SERVER.to_owned())),
+        // It may not have heard of it yet.
+        Ok(answer) if answer.standby => None,
+        Ok(_) => Some(Resolution::NotCommitted),
+        Err(error) => Some(Resolution::Unknown(format!("the server could not be asked: {error}"))),
     }
 }
 
@@ -130,6 +134,10 @@ impl Answer {
     fn judge(&self, identity: &Identity) -> Option<Resolution> {
         if !self.is_same_history(identity) {
             return Some(Resolution::Unknown(OTHER_SERVER.to_owned()));
+        }
+        if self.standby {
+            // It lags behind, and has no transactions of its own: only another server can tell, or this one once it is promoted.
+            return None;
         }
         let same_life = self.stats_reset.as_ref() == Some(&identity.life.1) && self.started == identity.life.0;
         match (self.status.as_deref(), same_life) {

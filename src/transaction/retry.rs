@@ -81,6 +81,13 @@ impl Scope {
             (None, After::Committed) => return Again::Never,
             (None, After::Unknown) => return Again::Unknown("the outcome of commit_with is unknown".to_owned()),
         };
+        let Some(lease) = &self.lease else { return Again::Never };
+        if lease.session().wire.tags().commits > 0 {
+            return Again::Never; // the body has stored something
+        }
+        if session.is_dead() && lease.may_have_ended() {
+            return Again::Unknown("the body sent a text that may have committed by itself".to_owned());
+        }
         if session.is_dead() {
             return Again::Mendable(session.last_words().unwrap_or_else(|| "connection lost".to_owned()));
         }

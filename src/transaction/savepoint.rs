@@ -170,7 +170,16 @@ impl Scope {
         }
         guard.stage = Stage::Closed;
         self.nest.close(number);
-        self.batch(&format!("ROLLBACK TO SAVEPOINT t2m_{number}; RELEASE SAVEPOINT t2m_{number}")).await
+        let undo = format!("ROLLBACK TO SAVEPOINT t2m_{number}; RELEASE SAVEPOINT t2m_{number}");
+        match self.usable()? {
+            // It would wait for a statement that nobody waits for any more.
+            lease if lease.was_left_running() => match lease.undo(&undo, Status::Open).await {
+                Undone::Clean => Ok(()),
+                Undone::Lost => Err(self.lost(lease.session())),
+                Undone::Stuck => Err(self.aborted(AbortReason::NestedUnknown)),
+            },
+            _ => self.batch(&undo).await,
+        }
     }
 
     fn aborted(&self, reason: AbortReason) -> Diesel {

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 use diesel::QueryResult;
 use diesel::result::Error as Diesel;
@@ -80,6 +80,8 @@ pub(crate) struct Scope {
     begun_on: AtomicU8,
     /// The body was told an answer, or an error: the first flight is over.
     told: AtomicBool,
+    /// On slots below this one the transaction was lost before the body was told anything.
+    abandoned: AtomicUsize,
     /// How often the transaction's id was asked for on the connection in use.
     pub(super) asked_for_xid: AtomicU32,
     doomed: Mutex<Option<AbortReason>>,
@@ -124,6 +126,7 @@ impl Scope {
             statements: Mutex::default(),
             begun_on: AtomicU8::new(0),
             told: AtomicBool::new(false),
+            abandoned: AtomicUsize::new(0),
             asked_for_xid: AtomicU32::new(0),
             doomed: Mutex::new(None),
             replacing: tokio::sync::Mutex::new(()),
@@ -221,17 +224,23 @@ impl Scope {
             };
             let result = self.fly(lease, session, begin.as_deref(), statement).await;
             lease.holder.ended.fetch_add(1, SeqCst);
+            let result = match result {
+                // Another statement of its flight was lost, and with it the transaction that this one was answered in.
+                _ if self.is_abandoned(slot) => Err(Failed { error: self.lost(session), in_begin: false }),
+                result => result,
+            };
             match result {
                 Ok(answer) => {
+                    lease.expect_sets(text.effects.local_sets.into());
                     self.told.store(true, SeqCst);
                     return Ok(answer);
                 }
-                Err(failed) if self.may_send_again(lease, slot, text, &failed) => {
+                Err(failed) if self.may_send_again(lease, slot, &failed) => {
                     if Box::pin(self.replace(lease, slot)).await.is_err() {
-                        self.told.store(true, SeqCst);
-                        return Err(self.explain(session, failed.error));
+                        return Err(self.given_up(session, failed.error));
                     }
                 }
+                Err(failed) if self.is_abandoned(slot) => return Err(self.given_up(session, failed.error)),
                 Err(failed) => {
                     let error = self.explain(session, failed.error);
                     if is_stale_plan(&error) {
@@ -252,9 +261,30 @@ impl Scope {
         }
     }
 
-    /// Sends BEGIN alone, for what must not ride with it.
+    /// The transaction was lost on this slot before the body was told anything, and is done again on another one.
+    fn is_abandoned(&self, slot: usize) -> bool {
+        self.abandoned.load(SeqCst) > slot
+    }
+
+    /// A statement of a flight that was lost cannot be sent again, though others of it may have been: so nothing of the
+    /// transaction may be kept, whatever the body makes of the error.
+    fn given_up(&self, session: &Session, error: Diesel) -> Diesel {
+        self.told.store(true, SeqCst);
+        let error = self.explain(session, error);
+        if matches!(self.mode, Mode::Transaction { .. }) {
+            self.doom(AbortReason::StatementFailed { sqlstate: CONNECTION_FAILURE.into(), message: error.to_string() });
+        }
+        error
+    }
+
+    /// What comes next is the body's own business on the bare connection: a flight that was lost is not sent again from now on.
+    pub(super) fn is_told(&self) {
+        self.told.store(true, SeqCst);
+    }
+
+    /// Sends BEGIN alone, for what must not ride with it, and undoes what a nested scope that was dropped left.
     pub(super) async fn ensure_begun(&self) -> QueryResult<()> {
-        if matches!(self.mode, Mode::Read) || self.is_begun() {
+        if matches!(self.mode, Mode::Read) || self.is_begun() && !self.nest.is_unsettled() {
             return self.usable().map(drop);
         }
         let nothing = Arc::new(Text::new(String::new()));
@@ -271,7 +301,7 @@ impl Scope {
 
     pub(super) fn note_begin(&self, lease: &Lease) {
         if let Mode::Transaction { sets, .. } = self.mode {
-            lease.note_own_sets(sets);
+            lease.expect_sets(sets);
         }
     }
 
@@ -315,23 +345,33 @@ impl Scope {
     /// The body was told nothing of this flight, nothing that it did can be stored, and the connection is lost or cannot write
     /// any more. That BEGIN was not answered does not mean that what came behind it was not executed. Once it was, only on the
     /// scope's first connection: the statement may be what ended it.
-    fn may_send_again(&self, lease: &Lease, slot: usize, text: &Text, failed: &Failed) -> bool {
-        if self.told.load(SeqCst) || !lease.may_replace() && lease.slot() == slot {
+    fn may_send_again(&self, lease: &Lease, slot: usize, failed: &Failed) -> bool {
+        let out_of_slots = !lease.may_replace() && lease.slot() == slot;
+        let (in_transaction, read_only) = match self.mode {
+            Mode::Read => (false, true),
+            Mode::Transaction { read_only, .. } => (true, read_only),
+        };
+        // A text of the flight may have stored something by itself.
+        let stored = lease.effects().has(if in_transaction { Effects::ENDS } else { Effects::MANY });
+        if out_of_slots || stored || self.doomed.lock().is_some() {
             return false;
+        }
+        if self.is_abandoned(slot) || self.told.load(SeqCst) {
+            return self.is_abandoned(slot);
         }
         let session = lease.session_in(slot);
-        let in_transaction = matches!(self.mode, Mode::Transaction { .. });
-        // It may have stored something by itself.
-        if text.effects.has(if in_transaction { Effects::ENDS } else { Effects::MANY }) {
-            return false;
-        }
-        let demoted = failed.in_begin && session.wire.first_error().is_some_and(|error| is_demoted(error.sqlstate));
+        let demoted =
+            failed.in_begin && !read_only && session.wire.first_error().is_some_and(|error| is_demoted(error.sqlstate));
         let lost = connection_lost(&failed.error) || session.is_dead();
         demoted || lost && (in_transaction && slot == 0 || !session.wire.has_begun())
     }
 
     /// Puts another connection in place of the one in `slot`; one of several statements of a flight does it for all.
     async fn replace(&self, lease: &Lease, slot: usize) -> Result<(), ()> {
+        if matches!(self.mode, Mode::Transaction { .. }) {
+            // Before anything is waited for: answers of the same flight may be there already.
+            self.abandoned.fetch_max(slot + 1, SeqCst);
+        }
         let _turn = self.replacing.lock().await;
         if lease.slot() != slot {
             return Ok(());
@@ -348,6 +388,7 @@ impl Scope {
         lease.pool.replace_in(lease, until).await.map_err(|error| {
             tracing::debug!(scope = %self.name, %error, "no other connection to send it on");
         })?;
+        add(&lease.pool.counters.resent);
         self.begun_on.store(0, SeqCst);
         self.asked_for_xid.store(0, SeqCst);
         Ok(())
@@ -392,5 +433,8 @@ impl Drop for Scope {
         }
     }
 }
+
+/// The SQLSTATE of a connection that failed.
+const CONNECTION_FAILURE: &str = "08006";
 
 const WRITE_HINT: &str = "with_connection is for reads; open a transaction with Database::with_transaction to write";

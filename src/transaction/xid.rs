@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::atomic::Ordering::SeqCst;
 
 use futures_util::FutureExt;
+use tokio::task::coop::unconstrained;
 
 use super::scope::{Mode, Scope};
 use crate::config::CommitResolution;
@@ -81,7 +82,8 @@ impl Ask {
 /// Polls `statement`, and right after its first poll puts the question for the transaction id behind it. The answer is
 /// not waited for: the wire reads it as it passes.
 pub(super) async fn followed_by<R>(statement: impl Future<Output = R>, mut ask: Option<Ask>, session: &Session) -> R {
-    let mut statement = pin!(statement);
+    // Unconstrained: its first poll must put it on the way before the question, whatever the task has used up.
+    let mut statement = pin!(unconstrained(statement));
     poll_fn(|cx| {
         let polled = statement.as_mut().poll(cx);
         if let Some(ask) = ask.take() {

@@ -1,7 +1,7 @@
 //! Cuts a byte stream into protocol messages without keeping them.
 
 /// The most of a message body that is kept for the reader: error reports with a long detail fit.
-const MOST_KEPT: usize = 8 * 1024;
+pub(super) const MOST_KEPT: usize = 8 * 1024;
 
 /// One direction of the stream: remembers where inside a message the last chunk ended.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Frames {
 
     /// Calls `see(kind, body)` once for every message that ends inside `chunk`, with as much of its body as
     /// `want(kind)` asks for. A message without a type byte has kind 0.
-    pub(super) fn feed(&mut self, mut chunk: &[u8], want: fn(u8) -> usize, mut see: impl FnMut(u8, &[u8])) {
+    pub(super) fn feed(&mut self, mut chunk: &[u8], want: impl Fn(u8) -> usize, mut see: impl FnMut(u8, &[u8])) {
         while !chunk.is_empty() {
             if self.rest == 0 {
                 let size = if self.untyped { 4 } else { 5 };

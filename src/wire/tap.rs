@@ -46,12 +46,14 @@ impl<S> Tap<S> {
 
     fn passed_up(&mut self, chunk: &[u8]) {
         let Self { wire, up, requests, matters, .. } = self;
+        let reading = wire.reading.load(Relaxed);
         up.feed(
             chunk,
-            |_| 0,
-            |kind, _| match kind {
+            |kind| if reading && matches!(kind, b'Q' | b'P') { usize::MAX } else { 0 },
+            |kind, body| match kind {
                 // The start-up packet is answered by the login's ReadyForQuery.
                 0 | b'Q' => {
+                    wire.passed_text(body);
                     requests.push_back(true);
                     wire.sent();
                 }
@@ -65,6 +67,8 @@ impl<S> Tap<S> {
                     wire.statements.fetch_sub(1, Relaxed);
                 }
                 b'P' => {
+                    // Behind the statement's name.
+                    wire.passed_text(body.splitn(2, |byte| *byte == 0).nth(1).unwrap_or_default());
                     wire.statements.fetch_add(1, Relaxed);
                     *matters = true;
                 }
@@ -99,7 +103,10 @@ impl<S> Tap<S> {
                 bump(&wire.xid_answers);
             }
             b'N' => passed_notice(wire, Report::parse(body)),
-            b'E' => wire.reports.lock().push(Report::parse(body)),
+            b'E' => {
+                *xid_next = false;
+                wire.reports.lock().push(Report::parse(body));
+            }
             b'K' => {
                 if let Some(pid) = body.first_chunk() {
                     wire.backend_pid.store(i32::from_be_bytes(*pid), Relaxed);
