@@ -58,7 +58,7 @@ impl Marks {
     pub(crate) const LISTEN: Self = Self(1);
     pub(crate) const PREPARE: Self = Self(2);
     pub(crate) const CURSOR: Self = Self(4);
-    /// `DISCARD` or `DEALLOCATE`: statements that diesel believes prepared are gone.
+    /// `DISCARD ALL` or `DEALLOCATE`: statements that diesel believes prepared are gone.
     pub(crate) const FORGOTTEN: Self = Self(16);
     pub(crate) const LOAD: Self = Self(32);
 
@@ -253,7 +253,7 @@ impl Wire {
             // PREPARE TRANSACTION ends the transaction as surely as COMMIT does.
             b"PREPARE TRANSACTION" => bump(&self.commits),
             b"DECLARE CURSOR" => self.mark(Marks::CURSOR),
-            [b'D', b'I', b'S', b'C', ..] | [b'D', b'E', b'A', b'L', ..] => self.mark(Marks::FORGOTTEN),
+            b"DISCARD ALL" | [b'D', b'E', b'A', b'L', ..] => self.mark(Marks::FORGOTTEN),
             b"LOAD" => self.mark(Marks::LOAD),
             _ => {}
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, poll_immediate};
 use t2m_db::testing::Proxy;
-use t2m_db::{Config, Database, Error};
+use t2m_db::{Config, Database, Error, Transaction};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -237,13 +237,26 @@ async fn a_connection_that_is_there_as_the_pool_closes_is_lent_to_nobody() {
 
 #[tokio::test]
 async fn a_commit_that_was_sent_is_not_called_cancelled() {
+    for commit_with in [false, true] {
+        a_commit_at_the_end_of_the_grace(commit_with).await;
+    }
+}
+
+async fn a_commit_at_the_end_of_the_grace(commit_with: bool) {
     let (database, client) = table().await;
     let proxy = Proxy::start(&database.url()).await.unwrap();
     let db = Database::connect(quiet(&format!("{}?sslmode=disable", proxy.url()))).await.unwrap();
     proxy.hold_replies_to("COMMIT");
     let scope = tokio::spawn({
         let db = db.clone();
-        async move { db.transaction("committing").run(async |tx| note(tx, "kept").await).await }
+        let last = diesel::sql_query("INSERT INTO notes (text) VALUES ('kept')");
+        async move {
+            let body = async |tx: &mut Transaction| match commit_with {
+                true => tx.commit_with(last).await.map(drop),
+                false => note(tx, "kept").await.map(drop),
+            };
+            db.transaction("committing").run(body).await
+        }
     });
     proxy.until_held(1).await;
     let mut closing = tokio::spawn({

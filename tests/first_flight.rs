@@ -1,11 +1,13 @@
 //! A first flight that is lost with its connection: sent again where the body has seen nothing and nothing can be stored, and
 //! only there.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use futures_util::future::poll_immediate;
 use t2m_db::testing::{Proxy, Replication, Server, When};
-use t2m_db::{Config, Database, Error};
+use t2m_db::{Config, Database, Error, Phase, Transaction};
 
 use tokio::time::timeout;
 
@@ -154,6 +156,33 @@ async fn what_the_body_has_seen_or_may_have_stored_is_not_sent_again() {
     });
     assert!(scope.await.unwrap_err().is_connection_lost());
     assert_eq!(setup.db.stats().resent, 0);
+}
+
+/// The answer of one statement was there when the other one's connection was lost. Both are done again, in one transaction.
+#[tokio::test]
+async fn an_answer_out_of_a_transaction_that_was_lost_is_not_handed_out() {
+    let (setup, proxy) = through_a_proxy(|config| config.max_size(1)).await;
+    let kept = async |tx: &Transaction| Ok::<_, Error>(insert("kept prepared").execute(&mut &*tx).await?);
+    for _ in 0..3 {
+        setup.db.with_transaction(async |tx| kept(tx).await).await.unwrap();
+        setup.client.batch_execute("TRUNCATE notes").await.unwrap();
+    }
+    let anew = diesel::sql_query("INSERT INTO notes (text) VALUES ('prepared anew')");
+    let mut scope = pin!(setup.db.with_transaction(async |tx| {
+        let tx = &*tx;
+        let (_, _) = futures_util::try_join!(async { Ok(anew.execute(&mut &*tx).await?) }, kept(tx))?;
+        Ok::<_, Error>(())
+    }));
+    // BEGIN, Parse of the one, all of the other. Then it is not polled until the connection has ended.
+    assert!(poll_immediate(&mut scope).await.is_none());
+    until("all is answered", || setup.db.checkouts()[0].phase == Phase::IdleInTransaction).await;
+    proxy.cut_all();
+    until("the end is seen", || setup.db.stats().size == 0).await;
+    timeout(LONG, scope).await.unwrap().unwrap();
+    let mut stored = setup.stored().await;
+    stored.sort();
+    assert_eq!(stored, ["kept prepared", "prepared anew"]);
+    assert_eq!(setup.db.stats().resent, 1);
 }
 
 #[tokio::test]

@@ -30,6 +30,11 @@ const STATES: &[(&str, &str)] = &[
     ("SELECT 1 AS a INTO TEMPORARY scratch", "SELECT to_regclass('pg_temp.scratch') IS NOT NULL"),
     ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "SELECT exists(SELECT FROM pg_cursors WHERE name = 'c')"),
     ("PREPARE mine AS SELECT 1", "SELECT exists(SELECT FROM pg_prepared_statements WHERE name = 'mine')"),
+    ("/* by hand */ DO $$ BEGIN SET work_mem = '5MB'; END $$", "SELECT current_setting('work_mem') = '5MB'"),
+    (
+        "DO $$ BEGIN EXECUTE 'PREPARE theirs AS SELECT 1'; END $$",
+        "SELECT exists(SELECT FROM pg_prepared_statements WHERE name = 'theirs')",
+    ),
 ];
 
 #[derive(QueryableByName)]
@@ -51,6 +56,10 @@ async fn nothing_of_a_transaction_reaches_the_next_borrower() {
             .db
             .with_transaction(async |tx| {
                 note(tx, sql).await?; // a read-write transaction, so that temporary tables are allowed
+                // Neither of these makes up for a SET that stays.
+                batch(tx, "SELECT 'SET LOCAL a'").await?;
+                let refused = tx.savepoint(async |tx| batch(tx, "SET LOCAL nonsense = 1").await).await;
+                assert!(refused.is_err());
                 batch(tx, sql).await?;
                 // LISTEN takes effect at COMMIT.
                 assert!(sql.starts_with("LISTEN") || is_there(tx, query).await?, "the test must be able to see: {sql}");
@@ -100,7 +109,7 @@ async fn what_ends_with_the_transaction_costs_nothing() {
 }
 
 #[tokio::test]
-async fn forgotten_statements_are_prepared_again() {
+async fn a_connection_whose_statements_were_forgotten_is_replaced() {
     let setup = setup(1).await;
     for sql in ["DISCARD ALL", "DEALLOCATE ALL"] {
         for _ in 0..3 {
@@ -113,6 +122,7 @@ async fn forgotten_statements_are_prepared_again() {
         setup.db.with_connection(async |conn| Ok::<_, Error>(conn.batch_execute(sql).await?)).await.unwrap();
         setup.db.with_transaction(async |tx| note(tx, sql).await).await.unwrap();
     }
+    assert_eq!((setup.db.stats().closed.worn, setup.db.stats().opened), (2, 3));
 }
 
 #[tokio::test]

@@ -222,6 +222,23 @@ async fn an_error_behind_the_row_that_was_read_is_the_one_that_counts() {
 }
 
 #[tokio::test]
+async fn a_failure_behind_one_that_was_handled_is_retried() {
+    let setup = setup_with(|config| config.max_size(1)).await;
+    let attempts = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&attempts);
+    let scope = setup.db.transaction("handled").run_retrying(async move |tx| {
+        note(tx, "once").await?;
+        assert!(tx.savepoint(async |tx| note(tx, "once").await).await.unwrap_err().is_unique_violation());
+        if AtomicU32::fetch_add(&count, 1, SeqCst) == 0 {
+            batch(tx, "DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$").await?;
+        }
+        Ok::<_, Error>(())
+    });
+    scope.await.unwrap();
+    assert_eq!((attempts.load(SeqCst), setup.stored().await), (2, vec!["once".to_owned()]));
+}
+
+#[tokio::test]
 async fn an_unknown_commit_is_never_retried() {
     let (database, client) = table().await;
     let proxy = Proxy::start_unix(&database.url()).await.unwrap();

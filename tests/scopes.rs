@@ -1,6 +1,7 @@
 //! How a scope can end, one by one: what the caller is told, what is stored, and where the connection is afterwards.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
@@ -8,7 +9,8 @@ use std::time::Duration;
 use diesel::prelude::*;
 use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection};
 use futures_util::FutureExt;
-use t2m_db::{AbortReason, CommitOutcome, Error, Isolation};
+use futures_util::future::poll_immediate;
+use t2m_db::{AbortReason, CommitOutcome, Error, Isolation, Transaction};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -393,6 +395,34 @@ async fn nested_scopes_keep_undo_and_survive_being_cancelled() {
         .await
         .unwrap();
     assert_eq!(setup.stored().await, ["outer", "kept", "level one", "after"]);
+    one_connection_is_idle(&setup).await;
+}
+
+#[tokio::test]
+async fn a_statement_that_was_begun_and_dropped_is_not_waited_for() {
+    let setup = setup(1).await;
+    // Polled once: it is on its way, or still in the client, and nobody waits for it.
+    let begun = async |tx: &mut Transaction| poll_immediate(pin!(batch(tx, "SELECT pg_sleep(600)"))).await.is_none();
+    let outer = setup.db.with_transaction(async |tx| {
+        note(tx, "lost").await?;
+        assert!(begun(tx).await);
+        Ok::<_, Error>(())
+    });
+    let error = timeout(LONG, outer).await.unwrap().unwrap_err();
+    assert!(
+        matches!(reason(&error), AbortReason::StatementFailed { sqlstate, .. } if sqlstate == "57014"),
+        "{error:?}"
+    );
+    let nested = setup.db.with_transaction(async |tx| {
+        let undone = tx.savepoint(async |tx| {
+            assert!(begun(tx).await);
+            Err::<(), _>(Error::NotFound { entity: "proof" })
+        });
+        assert!(matches!(undone.await, Err(Error::NotFound { .. })));
+        note(tx, "kept").await
+    });
+    timeout(LONG, nested).await.unwrap().unwrap();
+    assert_eq!(setup.stored().await, ["kept"]);
     one_connection_is_idle(&setup).await;
 }
 

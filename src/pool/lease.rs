@@ -268,7 +268,7 @@ impl Drop for Lease {
             current: AtomicU8::new(self.current.load(SeqCst)),
             holder: Arc::clone(&self.holder),
             key: self.key.take(),
-            effects: Mutex::new(self.effects()),
+            effects: Mutex::new(*self.effects.get_mut()),
             own_sets: AtomicU32::new(self.own_sets.load(Relaxed)),
             lent_raw: AtomicBool::new(self.lent_raw.load(Relaxed)),
             // If the task below is dropped before it runs, closing is all that is left.

@@ -227,7 +227,7 @@ impl Scope {
         } else if lease.pool.config.commit_resolution == CommitResolution::Off {
             Resolution::Unknown("commit_resolution is off".to_owned())
         } else if !self.expects_xid() {
-            let why = "it sent only SELECTs, or wrote on the bare connection alone, so its id was not asked for";
+            let why = "it was seen to send only SELECTs, so its id was not asked for (read_only() says that nothing is written)";
             Resolution::Unknown(why.to_owned())
         } else if session.wire.left_standby() {
             // Committed there; whether it is where the next primary is, that server did not wait to learn.

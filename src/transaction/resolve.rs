@@ -155,3 +155,53 @@ impl Answer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity { system: "7".into(), timeline: "1".into(), life: ("noon".into(), "noon".into()) }
+    }
+
+    fn answer(status: Option<&str>) -> Answer {
+        Answer {
+            status: status.map(Into::into),
+            standby: false,
+            system: "7".into(),
+            timeline: "1".into(),
+            started: "noon".into(),
+            stats_reset: Some("noon".into()),
+        }
+    }
+
+    fn unknown(answer: &Answer) -> bool {
+        matches!(answer.judge(&identity()), Some(Resolution::Unknown(_)))
+    }
+
+    #[test]
+    fn the_same_life_of_the_same_server_is_believed() {
+        assert_eq!(answer(Some("committed")).judge(&identity()), Some(Resolution::Committed));
+        assert_eq!(answer(Some("aborted")).judge(&identity()), Some(Resolution::NotCommitted));
+        assert_eq!(answer(Some("in progress")).judge(&identity()), None, "asked again");
+        assert!(unknown(&answer(None)), "too old");
+    }
+
+    #[test]
+    fn after_a_restart_only_what_was_not_committed_is_known() {
+        let restarted =
+            |status| Answer { started: "later".into(), stats_reset: Some("later".into()), ..answer(status) };
+        assert!(unknown(&restarted(Some("committed"))));
+        assert_eq!(restarted(Some("aborted")).judge(&identity()), Some(Resolution::NotCommitted));
+        assert_eq!(restarted(Some("in progress")).judge(&identity()), Some(Resolution::NotCommitted));
+    }
+
+    #[test]
+    fn another_server_is_not_believed_and_a_standby_asked_again() {
+        for status in [Some("committed"), Some("aborted"), Some("in progress"), None] {
+            assert!(unknown(&Answer { system: "8".into(), ..answer(status) }));
+            assert!(unknown(&Answer { timeline: "2".into(), ..answer(status) }));
+            assert_eq!(Answer { standby: true, ..answer(status) }.judge(&identity()), None, "{status:?}");
+        }
+    }
+}
