@@ -79,7 +79,8 @@ impl Database {
     /// session, as `pg_terminate_backend(pg_backend_pid())`, does so three times and then fails.
     ///
     /// # Errors
-    /// The body's own; ours if no connection was to be had, as for [`TransactionBuilder::run`].
+    /// The body's own; ours if no connection was to be had, as for [`TransactionBuilder::run`]; [`Error::Aborted`] if the body
+    /// returned `Ok` and left a transaction open that it had begun by itself.
     ///
     /// # Panics
     /// A panic of the body goes on when the connection is checked in.

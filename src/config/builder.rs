@@ -96,11 +96,11 @@ impl Config {
     }
 
     /// The kernel closes a TCP connection when data that was sent stays unacknowledged so long; `None` leaves it to the
-    /// system. **Default: 30 s.**
+    /// system. **Default: 30 s**, and never more than half of [`checkout_timeout`](Self::checkout_timeout).
     ///
-    /// The system's own answer is about 15 minutes. A network path that swallows packets is not a slow one after 30 s. This is
-    /// also what ends a scope without a deadline whose connection went silent: its first flight is then sent again on another
-    /// one, a later statement fails. Linux only. URL parameter `tcp_user_timeout`, in milliseconds.
+    /// The system's own answer is about 15 minutes. This is also what ends a scope without a deadline whose connection went
+    /// silent: its first flight is then sent again on another one, within what is left of `checkout_timeout`; a later statement
+    /// fails. Linux only. URL parameter `tcp_user_timeout`, in milliseconds.
     pub fn tcp_user_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.tcp_user_timeout = timeout.into();
         self

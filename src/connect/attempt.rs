@@ -47,7 +47,7 @@ impl Shared {
             places: target.places.clone(),
             shuffle: target.shuffle,
             session_attrs: target.session_attrs,
-            patience: Patience { keepalive: target.keepalive, user_timeout: config.tcp_user_timeout },
+            patience: Patience { keepalive: target.keepalive, user_timeout: user_timeout(config) },
             timeout: config.connect_timeout,
             tls: Tls::load(target)?,
             startup: startup::parameters(config),
@@ -271,4 +271,9 @@ fn suits(wanted: TargetSessionAttrs, standby: Option<bool>) -> Result<bool, Prob
             not("it does not say whether it is a standby (PostgreSQL does; is it a proxy?)")
         }
     }
+}
+
+/// Half of what a checkout may take, so that the other half is left to send a first flight again.
+fn user_timeout(config: &Config) -> Option<Duration> {
+    config.tcp_user_timeout.map(|timeout| timeout.min(config.checkout_timeout / 2).max(Duration::from_millis(1)))
 }

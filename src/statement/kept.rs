@@ -23,7 +23,9 @@ pub(crate) struct Key {
 
 impl Key {
     pub(super) fn of_type(id: TypeId) -> Self {
-        Self { hash: hashed(id), by_type: true }
+        let mut hasher = AsItIs::default();
+        id.hash(&mut hasher);
+        Self { hash: hasher.finish(), by_type: true }
     }
 
     pub(super) fn of_text(sql: &str, types: impl Iterator<Item = u32>) -> Self {
@@ -34,15 +36,9 @@ impl Key {
     }
 }
 
-fn hashed(value: impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Hashes what is a hash already.
+/// Hashes what is a hash already: a text's, or a type's id.
 #[derive(Debug, Default)]
-struct AsItIs(u64);
+pub(super) struct AsItIs(u64);
 
 impl Hasher for AsItIs {
     fn finish(&self) -> u64 {
@@ -53,8 +49,10 @@ impl Hasher for AsItIs {
         self.0 = hash;
     }
 
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only hashes are hashed")
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::any::TypeId;
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::sync::{Arc, LazyLock};
 
 use parking_lot::RwLock;
 
 use super::Effects;
+use super::kept::AsItIs;
 
 /// What a statement does, as far as its first word tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +41,8 @@ impl Text {
 }
 
 /// Texts by the type of their query. Bounded by the number of query types in the program.
-static BY_TYPE: LazyLock<RwLock<HashMap<TypeId, Arc<Text>>>> = LazyLock::new(RwLock::default);
+static BY_TYPE: LazyLock<RwLock<HashMap<TypeId, Arc<Text>, BuildHasherDefault<AsItIs>>>> =
+    LazyLock::new(RwLock::default);
 
 /// The text of the query type `id`, if it was rendered before.
 pub(super) fn known(id: TypeId) -> Option<Arc<Text>> {

@@ -96,12 +96,13 @@ impl Transaction {
 
     /// Lends the bare connection to code that wants an [`AsyncPgConnection`]. `transaction` on it nests in this one.
     ///
-    /// What is done to it is noticed: if it was more than statements of this transaction, the connection is reset
-    /// afterwards, and a COMMIT or ROLLBACK sent on it makes this transaction an error. Costs the round trip of BEGIN if
-    /// nothing was sent yet.
+    /// What is done to it is noticed: its texts are read on their way, the session is reset afterwards, its statements are
+    /// prepared anew, and a COMMIT or ROLLBACK sent on it, or a `transaction` that was dropped half-way, makes this transaction
+    /// an error. Costs the round trip of BEGIN if nothing was sent yet. What only it has written is not seen: if COMMIT's
+    /// reply is lost the outcome is unknown, unless a statement of this transaction's own wrote too.
     ///
     /// # Errors
-    /// BEGIN failed.
+    /// BEGIN failed; [`Error::Aborted`](crate::Error::Aborted) if it was lent before and a `transaction` on it was dropped.
     pub async fn raw(&mut self) -> Result<&mut AsyncPgConnection> {
         self.scope.ensure_begun().await?;
         self.scope.lend_raw(true)

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::
 
 use diesel::QueryResult;
 use diesel::result::Error as Diesel;
-use futures_util::future::{OptionFuture, join};
+use futures_util::future::join;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -201,6 +201,7 @@ impl Scope {
         if text.kind != Kind::Select {
             self.wrote.store(true, SeqCst);
         }
+        let began = (!self.told.load(SeqCst)).then(Instant::now);
         // What the statement failed with, and is sent again for.
         let mut failure = None;
         loop {
@@ -236,7 +237,7 @@ impl Scope {
                     return Ok(answer);
                 }
                 Err(failed) if self.may_send_again(lease, slot, &failed) => {
-                    if Box::pin(self.replace(lease, slot)).await.is_err() {
+                    if Box::pin(self.replace(lease, slot, began)).await.is_err() {
                         return Err(self.given_up(session, failed.error));
                     }
                 }
@@ -313,17 +314,14 @@ impl Scope {
         begin: Option<&str>,
         statement: impl Future<Output = QueryResult<R>>,
     ) -> Result<R, Failed> {
-        if begin.is_some() {
-            self.note_begin(lease);
-        }
-        // Boxed: most statements carry none, and a future is as large as its largest path.
-        let opening = OptionFuture::from(begin.map(|begin| Box::pin(session.batch(begin))));
-        // `join` polls from left to right, and each is put on the way by its first poll.
-        let (opened, answer) = join(opening, statement).await;
+        let Some(begin) = begin else { return self.inside(session, statement.await) };
+        self.note_begin(lease);
+        // `join` polls from left to right, and each is put on the way by its first poll. Boxed: most statements carry no BEGIN,
+        // and a future is as large as its largest path.
+        let (opened, answer) = join(Box::pin(session.batch(begin)), statement).await;
         match opened {
-            None => self.inside(session, answer),
-            Some(Err(error)) => Err(Failed { error, in_begin: true }),
-            Some(Ok(())) => answer.map_err(|error| Failed { error, in_begin: false }),
+            Ok(()) => answer.map_err(|error| Failed { error, in_begin: false }),
+            Err(error) => Err(Failed { error, in_begin: true }),
         }
     }
 
@@ -366,8 +364,9 @@ impl Scope {
         demoted || lost && (in_transaction && slot == 0 || !session.wire.has_begun())
     }
 
-    /// Puts another connection in place of the one in `slot`; one of several statements of a flight does it for all.
-    async fn replace(&self, lease: &Lease, slot: usize) -> Result<(), ()> {
+    /// Puts another connection in place of the one in `slot`; one of several statements of a flight does it for all. A flight
+    /// that began at `began` has waited long enough for the first one to be lost: no longer than a checkout may take in all.
+    async fn replace(&self, lease: &Lease, slot: usize, began: Option<Instant>) -> Result<(), ()> {
         if matches!(self.mode, Mode::Transaction { .. }) {
             // Before anything is waited for: answers of the same flight may be there already.
             self.abandoned.fetch_max(slot + 1, SeqCst);
@@ -382,7 +381,7 @@ impl Scope {
         if slot > 0 || gone.is_some_and(|report| is_server_gone(report.sqlstate)) {
             lease.pool.outdate(session);
         }
-        let patience = Instant::now() + lease.pool.config.checkout_timeout;
+        let patience = began.unwrap_or_else(Instant::now) + lease.pool.config.checkout_timeout;
         let until = self.until.map_or(patience, |until| until.min(patience));
         tracing::debug!(scope = %self.name, was = ?session.last_words(), "first flight met a dead connection; sent again");
         lease.pool.replace_in(lease, until).await.map_err(|error| {

@@ -82,6 +82,9 @@ impl Ask {
 /// Polls `statement`, and right after its first poll puts the question for the transaction id behind it. The answer is
 /// not waited for: the wire reads it as it passes.
 pub(super) async fn followed_by<R>(statement: impl Future<Output = R>, mut ask: Option<Ask>, session: &Session) -> R {
+    if ask.is_none() {
+        return statement.await;
+    }
     // Unconstrained: its first poll must put it on the way before the question, whatever the task has used up.
     let mut statement = pin!(unconstrained(statement));
     poll_fn(|cx| {
