@@ -62,7 +62,7 @@ impl<P: Pool> Peer for Stock<P> {
 
     async fn insert_and_update(&self, name: &str) -> Result<()> {
         let work = async |conn: &mut AsyncPgConnection| {
-            let id = typed::insert(name).get_result(conn).await?;
+            let id = typed::insert(typed::draft(name)).get_result(conn).await?;
             assert_eq!(typed::touch(id).execute(conn).await?, 1);
             Ok::<_, Fault>(())
         };

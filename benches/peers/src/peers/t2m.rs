@@ -28,7 +28,7 @@ impl<const COMMIT_WITH: bool> Peer for T2m<COMMIT_WITH> {
 
     async fn insert_and_update(&self, name: &str) -> Result<()> {
         let work = async |tx: &mut t2m_db::Transaction| {
-            let id = typed::insert(name).get_result(tx).await?;
+            let id = typed::insert(typed::draft(name)).get_result(tx).await?;
             let changed = match COMMIT_WITH {
                 true => tx.commit_with(typed::touch(id)).await?,
                 false => typed::touch(id).execute(tx).await?,

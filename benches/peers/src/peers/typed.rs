@@ -30,9 +30,21 @@ pub fn page(after: i64) -> _ {
     items::table.filter(items::id.gt(after)).order(items::id).limit(20_i64).select(columns)
 }
 
+/// As a row with optional fields is written: without a size it has the table's default.
+#[derive(Insertable)]
+#[diesel(table_name = entries)]
+pub struct Draft<'a> {
+    name: &'a str,
+    size: Option<i64>,
+}
+
+pub fn draft(name: &str) -> Draft<'_> {
+    Draft { name, size: None }
+}
+
 #[auto_type]
-pub fn insert<'a>(name: &'a str) -> _ {
-    diesel::dsl::insert_into(entries::table).values(entries::name.eq(name)).returning(entries::id)
+pub fn insert<'a>(draft: Draft<'a>) -> _ {
+    diesel::dsl::insert_into(entries::table).values(draft).returning(entries::id)
 }
 
 #[auto_type]
