@@ -18,6 +18,9 @@ BEGIN
 END $$;
 
 SET LOCAL TimeZone = 'UTC';
+-- Python has no place for these, so they are lost: who holds what, and why each try of a job failed (`jobs.error_info` has the
+-- last of those that failed for good). Copy `errors` first if you need them. A worker that still has a lease is refused after
+-- the way forth.
 ALTER TABLE job_queue DROP COLUMN errors, DROP COLUMN lease_token, DROP COLUMN lease_expires_at;
 ALTER TABLE users
     ALTER COLUMN last_sign_in_at TYPE timestamp,

@@ -90,8 +90,14 @@ ALTER TABLE job_queue
 -- A constant default is kept in the catalog and costs no rewrite. Python inserts without these columns.
 ALTER TABLE job_queue
     ADD COLUMN lease_expires_at timestamptz,
-    ADD COLUMN lease_token bigint NOT NULL DEFAULT 0,
     ADD COLUMN errors jsonb NOT NULL DEFAULT '[]';
+-- Entries that are there start at the time, in microseconds: after a way back and forth no token from before is met again.
+DO $$
+BEGIN
+    EXECUTE format('ALTER TABLE job_queue ADD COLUMN lease_token bigint NOT NULL DEFAULT %s',
+        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+    ALTER TABLE job_queue ALTER COLUMN lease_token SET DEFAULT 0;
+END $$;
 
 -- A naive timestamp from Python is cast in its session's time zone: make that UTC whatever the server's default is.
 DO $$
