@@ -144,6 +144,32 @@ async fn reverting_everything_gives_python_its_schema_back_and_keeps_its_rows() 
 }
 
 #[tokio::test]
+async fn a_trigger_of_python_that_does_more_than_set_updated_at_stays() {
+    let mut db = empty().await;
+    db.conn.batch_execute(PYTHON).await.unwrap();
+    // One has the name that ours would have, too.
+    let more = "CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            NEW.updated_at = now();
+            PERFORM pg_notify('told', NEW.id::text);
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER users_tell BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION tell();
+        CREATE TRIGGER update_jobs_updated_at BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION tell()";
+    db.conn.batch_execute(more).await.unwrap();
+    migrate(&db.url).await;
+    let triggers = "SELECT tgrelid::regclass || ' ' || tgname || ' ' || tgfoid::regproc FROM pg_trigger
+        WHERE tgname ~ '_tell$|_touch$|updated_at$'";
+    let wanted = [
+        "users users_tell tell",
+        "users update_users_updated_at update_updated_at_column",
+        "jobs update_jobs_updated_at tell",
+        "file_metadata update_file_metadata_updated_at update_updated_at_column",
+    ];
+    assert_eq!(lines(&connect(&db.url).await, triggers).await, wanted.map(str::to_owned).into());
+}
+
+#[tokio::test]
 async fn no_table_is_rewritten() {
     let mut db = empty().await;
     db.conn.batch_execute(PYTHON).await.unwrap();
