@@ -179,6 +179,28 @@ async fn concurrent_views_are_all_counted_and_unknown_keys_survive() {
     assert_eq!(details.last_accessed, video.last_accessed_at);
 }
 
+/// What a service does that lets a user edit a video: read, change a field, send it back; meanwhile others watch.
+#[tokio::test]
+async fn details_that_were_read_and_sent_back_overwrite_no_count() {
+    let mut db = fresh().await;
+    let conn = &mut db.conn;
+    let owner = user(conn, "c1").await;
+    let id = files::video_store(conn, owner, &scene(1)).await.unwrap().id;
+    let read = files::video_count_view(conn, owner, id).await.unwrap();
+    let mut details = read.details().unwrap().clone();
+    files::video_count_view(conn, owner, id).await.unwrap();
+    let counted = files::video_count_download(conn, owner, id).await.unwrap();
+    details.width = Some(1920);
+    details.extra.insert("codec".into(), json!("av1"));
+    // By hand they come no further than by name.
+    details.extra.insert("download_count".into(), json!(9));
+    let changed = files::video_change_details(conn, owner, id, &details).await.unwrap();
+    let (changed, counted) = (changed.details().unwrap(), counted.details().unwrap());
+    assert_eq!((changed.view_count, changed.download_count), (Some(2), Some(1)));
+    assert_eq!(changed.last_accessed, counted.last_accessed);
+    assert_eq!((changed.width, &changed.extra["codec"]), (Some(1920), &json!("av1")));
+}
+
 #[tokio::test]
 async fn a_broken_document_is_reported_and_the_rest_of_the_list_delivered() {
     let mut db = fresh().await;

@@ -164,9 +164,10 @@ pub async fn video_by_job(
     Ok(by_job)
 }
 
-/// Sets the keys that `details` of the owner's video has and leaves all others as they are, unknown ones and counters included.
+/// Sets the keys that `details` of the owner's video has and leaves all others as they are, unknown ones included.
 ///
-/// The server merges, so two changes at once lose nothing. One round trip, by primary key.
+/// Details that were read may be changed and sent back: `view_count`, `download_count` and `last_accessed` are left out, and
+/// move by [`video_count_view`](super::video_count_view) and [`video_count_download`](super::video_count_download) only. The server merges, so two changes at once lose nothing. One round trip, by primary key.
 ///
 /// # Errors
 ///
@@ -180,7 +181,8 @@ pub async fn video_change_details(
 ) -> Result<Video> {
     details.check()?;
     let kind = || jsonb_typeof(file_metadata::file_metadata_);
-    let changes = || Document::new(details.clone());
+    let changes = details.without_counts();
+    let changes = || Document::new(changes.clone());
     // SQLAlchemy stores JSON's null for None.
     let merged = case_when(kind().eq("object"), file_metadata::file_metadata_.concat(changes()))
         .when(kind().eq("null"), changes().into_sql::<Jsonb>())
