@@ -276,6 +276,32 @@ async fn a_playlist_keeps_the_order_asked_for_and_names_what_is_missing() {
 }
 
 #[tokio::test]
+async fn a_thumbnail_with_a_broken_document_stays_with_its_video_and_is_reported() {
+    let mut db = fresh().await;
+    let conn = &mut db.conn;
+    let owner = user(conn, "c1").await;
+    let video = files::video_store(conn, owner, &scene(1)).await.unwrap().id;
+    let stills = [still(video, 3.0), still(video, 1.0), still(video, 2.0)];
+    let stored = files::thumbnail_store_many(conn, owner, &stills).await.unwrap();
+    let sql = format!(
+        "UPDATE file_metadata SET file_metadata = file_metadata || '{{\"width\": \"wide\"}}' WHERE id = '{}'",
+        stored[2]
+    );
+    conn.batch_execute(&sql).await.unwrap();
+    let mut playlist = files::video_playlist(conn, owner, &[video]).await.unwrap();
+    let thumbnails = playlist.entries.remove(0).thumbnails;
+    assert_eq!(thumbnails.iter().map(|still| still.id).collect::<Vec<_>>(), [stored[1], stored[2], stored[0]]);
+    let errors: Vec<Error> = thumbnails.iter().flat_map(files::Thumbnail::broken_documents).collect();
+    match &errors[..] {
+        [Error::BrokenDocument { table: "file_metadata", id, path, .. }] => {
+            assert_eq!((*id, path.as_str()), (stored[2].as_uuid(), "file_metadata.width"));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(files::thumbnail_list(conn, owner, video).await.unwrap(), thumbnails);
+}
+
+#[tokio::test]
 async fn the_main_job_fits_into_one_transaction() {
     let mut db = fresh().await;
     let owner = user(&mut db.conn, "c1").await;

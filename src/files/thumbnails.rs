@@ -3,6 +3,7 @@
 use diesel::dsl::{not, now};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
+use serde_json::Value;
 
 use super::Thumbnail;
 use crate::error::Result;
@@ -45,9 +46,12 @@ pub async fn thumbnail_delete(conn: &mut impl Executor, owner: UserId, video: Fi
         .await?)
 }
 
-/// The order of [`thumbnail_list`], for thumbnails that came with others.
+/// The order of [`thumbnail_list`], for thumbnails that came with others: there the server reads a broken document too.
 pub(super) fn sort(thumbnails: &mut [Thumbnail]) {
-    let at = |thumbnail: &Thumbnail| thumbnail.details().ok().and_then(|details| details.timestamp_seconds);
+    let at = |thumbnail: &Thumbnail| match thumbnail.file_metadata.broken() {
+        Some(broken) => broken.raw.get("timestamp_seconds").and_then(Value::as_f64),
+        None => thumbnail.details().ok().and_then(|details| details.timestamp_seconds),
+    };
     thumbnails.sort_by(|one, other| {
         let time = |thumbnail| at(thumbnail).unwrap_or(f64::INFINITY);
         time(one).total_cmp(&time(other)).then(one.created_at.cmp(&other.created_at)).then(one.id.cmp(&other.id))

@@ -7,7 +7,7 @@ use diesel::dsl::{not, now};
 use diesel::prelude::*;
 use diesel::sql_types::Timestamptz;
 use diesel_async::RunQueryDsl;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::videos::{NOT_FOUND, at_most};
@@ -166,10 +166,10 @@ pub async fn video_playlist(conn: &mut impl Executor, owner: UserId, ids: &[File
         videos.insert(film.id, PlaylistEntry { video: film.retyped(), thumbnails: Vec::new() });
     }
     for still in stills {
-        let still: Thumbnail = still.retyped();
-        let shows = still.details().ok().and_then(|details| details.video_id);
+        // Read by itself, so that what else is wrong in the document does not take the thumbnail from its video.
+        let shows = still.file_metadata.get().ok().and_then(|details| FileId::deserialize(details.get("video_id")?).ok());
         if let Some(entry) = shows.and_then(|video| videos.get_mut(&video)) {
-            entry.thumbnails.push(still);
+            entry.thumbnails.push(still.retyped());
         }
     }
     for entry in videos.values_mut() {
