@@ -22,6 +22,7 @@ SET LOCAL TimeZone = 'UTC';
 -- last of those that failed for good). Copy `errors` first if you need them. A worker that still has a lease is refused after
 -- the way forth.
 ALTER TABLE job_queue DROP COLUMN errors, DROP COLUMN lease_token, DROP COLUMN lease_expires_at;
+ALTER TABLE file_metadata DROP COLUMN video_id;
 ALTER TABLE users
     ALTER COLUMN last_sign_in_at TYPE timestamp,
     ALTER COLUMN last_active_at TYPE timestamp,

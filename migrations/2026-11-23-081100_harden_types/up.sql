@@ -1,4 +1,4 @@
--- Timestamps become timestamptz, and the queue gets its leases.
+-- Timestamps become timestamptz, the queue gets its leases, and thumbnails a column for their video.
 -- The lock is asked for in short tries, each given back before the next: a statement waiting for ACCESS EXCLUSIVE makes
 -- everybody behind it wait too, so it must never wait for long.
 DO $$
@@ -88,6 +88,8 @@ ALTER TABLE job_queue
     ALTER COLUMN updated_at SET DEFAULT CURRENT_TIMESTAMP;
 
 -- A constant default is kept in the catalog and costs no rewrite. Python inserts without these columns.
+ALTER TABLE file_metadata
+    ADD COLUMN video_id text;
 ALTER TABLE job_queue
     ADD COLUMN lease_expires_at timestamptz,
     ADD COLUMN errors jsonb NOT NULL DEFAULT '[]';

@@ -9,7 +9,7 @@ use super::Thumbnail;
 use crate::error::Result;
 use crate::executor::Executor;
 use crate::schema::file_metadata;
-use crate::types::sql::{t2m_thumbnail_at, t2m_thumbnail_video};
+use crate::types::sql::t2m_thumbnail_at;
 use crate::types::{FileId, FileType, UserId};
 
 /// The thumbnails of the owner's video by their time in it, at most 1,000; those without a time come last.
@@ -17,7 +17,7 @@ use crate::types::{FileId, FileType, UserId};
 /// One round trip, by `file_metadata_video_idx`. A video of somebody else has none.
 pub async fn thumbnail_list(conn: &mut impl Executor, owner: UserId, video: FileId) -> Result<Vec<Thumbnail>> {
     Ok(file_metadata::table
-        .filter(t2m_thumbnail_video(file_metadata::file_metadata_).eq(video.to_string()))
+        .filter(file_metadata::video_id.eq(video.to_string()))
         .filter(file_metadata::user_id.eq(owner))
         .filter(file_metadata::file_type.eq(FileType::Thumbnail))
         .filter(not(file_metadata::is_deleted))
@@ -37,7 +37,7 @@ pub async fn thumbnail_list(conn: &mut impl Executor, owner: UserId, video: File
 /// A video without any, and a video of somebody else, both have none to delete.
 pub async fn thumbnail_delete(conn: &mut impl Executor, owner: UserId, video: FileId) -> Result<usize> {
     Ok(diesel::update(file_metadata::table)
-        .filter(t2m_thumbnail_video(file_metadata::file_metadata_).eq(video.to_string()))
+        .filter(file_metadata::video_id.eq(video.to_string()))
         .filter(file_metadata::user_id.eq(owner))
         .filter(file_metadata::file_type.eq(FileType::Thumbnail))
         .filter(not(file_metadata::is_deleted))

@@ -11,7 +11,6 @@ use super::{NewVideo, Stored, Video, VideoDetails};
 use crate::error::{Error, Result};
 use crate::executor::Executor;
 use crate::schema::{file_metadata, jobs, users};
-use crate::types::sql::t2m_thumbnail_video;
 use crate::types::{Cursor, Document, FileId, FileType, JobId, List, Page, PageSize, UserId, page_of};
 
 /// The most ids that one call takes.
@@ -167,7 +166,8 @@ pub async fn video_by_job(
 /// Sets the keys that `details` of the owner's video has and leaves all others as they are, unknown ones included.
 ///
 /// Details that were read may be changed and sent back: `view_count`, `download_count` and `last_accessed` are left out, and
-/// move by [`video_count_view`](super::video_count_view) and [`video_count_download`](super::video_count_download) only. The server merges, so two changes at once lose nothing. One round trip, by primary key.
+/// move by [`video_count_view`](super::video_count_view) and [`video_count_download`](super::video_count_download) only.
+/// The server merges, so two changes at once lose nothing. One round trip, by primary key.
 ///
 /// # Errors
 ///
@@ -219,7 +219,7 @@ pub async fn video_delete(conn: &mut impl Executor, owner: UserId, id: FileId) -
             .filter(video.field(file_metadata::file_type).eq(FileType::Video))
             .filter(not(video.field(file_metadata::is_deleted))),
     );
-    let is_its_thumbnail = t2m_thumbnail_video(file_metadata::file_metadata_)
+    let is_its_thumbnail = file_metadata::video_id
         .eq(id.to_string())
         .assume_not_null()
         .and(file_metadata::file_type.eq(FileType::Thumbnail));

@@ -15,7 +15,7 @@ use super::{File, Thumbnail, Video, video_find};
 use crate::error::Result;
 use crate::executor::Executor;
 use crate::schema::file_metadata;
-use crate::types::sql::{t2m_count, t2m_thumbnail_video};
+use crate::types::sql::t2m_count;
 use crate::types::{FileId, FileType, UserId};
 
 /// Counts a view of the owner's video, notes the access, and returns the video with the new count.
@@ -149,7 +149,7 @@ pub async fn video_playlist(conn: &mut impl Executor, owner: UserId, ids: &[File
     at_most("playlist", ids.len())?;
     let texts: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let is_video = file_metadata::id.eq_any(ids).and(file_metadata::file_type.eq(FileType::Video));
-    let is_thumbnail = t2m_thumbnail_video(file_metadata::file_metadata_)
+    let is_thumbnail = file_metadata::video_id
         .eq_any(texts)
         .assume_not_null()
         .and(file_metadata::file_type.eq(FileType::Thumbnail));
