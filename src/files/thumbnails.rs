@@ -12,9 +12,10 @@ use crate::schema::file_metadata;
 use crate::types::sql::t2m_thumbnail_at;
 use crate::types::{FileId, FileType, UserId};
 
-/// The thumbnails of the owner's video by their time in it, at most 1,000; those without a time come last.
+/// The first 1,000 thumbnails of the owner's video by their time in it; those without a time come last.
 ///
-/// One round trip, by `file_metadata_video_idx`. A video of somebody else has none.
+/// A video that may have more gives all of them in [`video_playlist`](super::video_playlist). One round trip, by
+/// `file_metadata_video_idx`. A video of somebody else has none.
 pub async fn thumbnail_list(conn: &mut impl Executor, owner: UserId, video: FileId) -> Result<Vec<Thumbnail>> {
     Ok(file_metadata::table
         .filter(file_metadata::video_id.eq(video.to_string()))
