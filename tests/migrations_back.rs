@@ -53,7 +53,9 @@ async fn a_lease_from_before_the_way_back_is_none_after_the_way_forth() {
     revert_with(&db, "harden_types").await.unwrap();
     migrate(&db.url).await;
     let mut conn = db.another().await;
-    conn.batch_execute("UPDATE job_queue SET queue_status = 'queued'; UPDATE jobs SET status = 'queued'").await.unwrap();
+    conn.batch_execute("UPDATE job_queue SET queue_status = 'queued'; UPDATE jobs SET status = 'queued'")
+        .await
+        .unwrap();
     let new = claim_one(&mut conn, "w").await.unwrap().lease;
     let late = queue::complete(&mut conn, &old, &Completion::default()).await;
     assert!(matches!(late, Err(Error::LeaseLost { .. })), "{late:?}");

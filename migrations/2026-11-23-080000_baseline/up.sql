@@ -102,7 +102,8 @@ CREATE TABLE IF NOT EXISTS migration_log (
     applied_at timestamp DEFAULT CURRENT_TIMESTAMP
 );
 
--- The trigger that sets updated_at. Python's own, whatever its name, is left alone here; `harden_fill` makes them one.
+-- For the trigger that sets updated_at. Python's own, whatever its name, is left alone here; `harden_fill` makes them one. Only
+-- a function of this very name is taken for the same and replaced.
 CREATE OR REPLACE FUNCTION update_updated_at_column() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.updated_at = CURRENT_TIMESTAMP;

@@ -149,10 +149,8 @@ pub async fn video_playlist(conn: &mut impl Executor, owner: UserId, ids: &[File
     at_most("playlist", ids.len())?;
     let texts: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let is_video = file_metadata::id.eq_any(ids).and(file_metadata::file_type.eq(FileType::Video));
-    let is_thumbnail = file_metadata::video_id
-        .eq_any(texts)
-        .assume_not_null()
-        .and(file_metadata::file_type.eq(FileType::Thumbnail));
+    let is_thumbnail =
+        file_metadata::video_id.eq_any(texts).assume_not_null().and(file_metadata::file_type.eq(FileType::Thumbnail));
     let rows: Vec<File<Value>> = file_metadata::table
         .filter(file_metadata::user_id.is_not_distinct_from(owner))
         .filter(not(file_metadata::is_deleted))
@@ -167,7 +165,8 @@ pub async fn video_playlist(conn: &mut impl Executor, owner: UserId, ids: &[File
     }
     for still in stills {
         // Read by itself, so that what else is wrong in the document does not take the thumbnail from its video.
-        let shows = still.file_metadata.get().ok().and_then(|details| FileId::deserialize(details.get("video_id")?).ok());
+        let shows =
+            still.file_metadata.get().ok().and_then(|details| FileId::deserialize(details.get("video_id")?).ok());
         if let Some(entry) = shows.and_then(|video| videos.get_mut(&video)) {
             entry.thumbnails.push(still.retyped());
         }
