@@ -52,6 +52,8 @@ diesel::table! {
         updated_at -> Timestamptz,
         /// Owner: every query names it.
         user_id -> Uuid,
+        /// The video that a thumbnail shows: video_id of its details, noted by a trigger; text, for a malformed id must not fail.
+        video_id -> Nullable<Text>,
     }
 }
 

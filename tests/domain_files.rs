@@ -179,6 +179,28 @@ async fn concurrent_views_are_all_counted_and_unknown_keys_survive() {
     assert_eq!(details.last_accessed, video.last_accessed_at);
 }
 
+/// What a service does that lets a user edit a video: read, change a field, send it back; meanwhile others watch.
+#[tokio::test]
+async fn details_that_were_read_and_sent_back_overwrite_no_count() {
+    let mut db = fresh().await;
+    let conn = &mut db.conn;
+    let owner = user(conn, "c1").await;
+    let id = files::video_store(conn, owner, &scene(1)).await.unwrap().id;
+    let read = files::video_count_view(conn, owner, id).await.unwrap();
+    let mut details = read.details().unwrap().clone();
+    files::video_count_view(conn, owner, id).await.unwrap();
+    let counted = files::video_count_download(conn, owner, id).await.unwrap();
+    details.width = Some(1920);
+    details.extra.insert("codec".into(), json!("av1"));
+    // By hand they come no further than by name.
+    details.extra.insert("download_count".into(), json!(9));
+    let changed = files::video_change_details(conn, owner, id, &details).await.unwrap();
+    let (changed, counted) = (changed.details().unwrap(), counted.details().unwrap());
+    assert_eq!((changed.view_count, changed.download_count), (Some(2), Some(1)));
+    assert_eq!(changed.last_accessed, counted.last_accessed);
+    assert_eq!((changed.width, &changed.extra["codec"]), (Some(1920), &json!("av1")));
+}
+
 #[tokio::test]
 async fn a_broken_document_is_reported_and_the_rest_of_the_list_delivered() {
     let mut db = fresh().await;
@@ -251,6 +273,32 @@ async fn a_playlist_keeps_the_order_asked_for_and_names_what_is_missing() {
     let by_job = files::video_by_job(conn, owner, &[work, JobId::random()]).await.unwrap();
     assert_eq!(by_job.len(), 1);
     assert_eq!(by_job[&work].iter().map(|video| video.id).collect::<Vec<_>>(), [ids[1], ids[2], ids[0]]);
+}
+
+#[tokio::test]
+async fn a_thumbnail_with_a_broken_document_stays_with_its_video_and_is_reported() {
+    let mut db = fresh().await;
+    let conn = &mut db.conn;
+    let owner = user(conn, "c1").await;
+    let video = files::video_store(conn, owner, &scene(1)).await.unwrap().id;
+    let stills = [still(video, 3.0), still(video, 1.0), still(video, 2.0)];
+    let stored = files::thumbnail_store_many(conn, owner, &stills).await.unwrap();
+    let sql = format!(
+        "UPDATE file_metadata SET file_metadata = file_metadata || '{{\"width\": \"wide\"}}' WHERE id = '{}'",
+        stored[2]
+    );
+    conn.batch_execute(&sql).await.unwrap();
+    let mut playlist = files::video_playlist(conn, owner, &[video]).await.unwrap();
+    let thumbnails = playlist.entries.remove(0).thumbnails;
+    assert_eq!(thumbnails.iter().map(|still| still.id).collect::<Vec<_>>(), [stored[1], stored[2], stored[0]]);
+    let errors: Vec<Error> = thumbnails.iter().flat_map(files::Thumbnail::broken_documents).collect();
+    match &errors[..] {
+        [Error::BrokenDocument { table: "file_metadata", id, path, .. }] => {
+            assert_eq!((*id, path.as_str()), (stored[2].as_uuid(), "file_metadata.width"));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(files::thumbnail_list(conn, owner, video).await.unwrap(), thumbnails);
 }
 
 #[tokio::test]

@@ -26,11 +26,6 @@ CREATE FUNCTION t2m_user_is_active(status text) RETURNS boolean LANGUAGE sql IMM
     RETURN status = 'active';
 COMMENT ON FUNCTION t2m_user_is_active(text) IS 'Whether a user counts as active.';
 
-CREATE FUNCTION t2m_thumbnail_video(details jsonb) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN details ->> 'video_id';
-COMMENT ON FUNCTION t2m_thumbnail_video(jsonb) IS
-    'The video that a thumbnail shows, as text: a malformed id must not make the row unreadable.';
-
 CREATE FUNCTION t2m_thumbnail_at(details jsonb) RETURNS double precision LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN CASE jsonb_typeof(details -> 'timestamp_seconds')
         WHEN 'number' THEN (details ->> 'timestamp_seconds')::double precision END;

@@ -5,7 +5,7 @@ DO $$
 BEGIN
     FOR try IN 1..100 LOOP
         BEGIN
-            SET LOCAL lock_timeout = '200ms';
+            SET LOCAL lock_timeout = '50ms'; -- for each table
             LOCK TABLE users, jobs, file_metadata, job_queue IN ACCESS EXCLUSIVE MODE;
             RETURN;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
@@ -18,7 +18,11 @@ BEGIN
 END $$;
 
 SET LOCAL TimeZone = 'UTC';
+-- Python has no place for these, so they are lost: who holds what, and why each try of a job failed (`jobs.error_info` has the
+-- last of those that failed for good). Copy `errors` first if you need them. A worker that still has a lease is refused after
+-- the way forth.
 ALTER TABLE job_queue DROP COLUMN errors, DROP COLUMN lease_token, DROP COLUMN lease_expires_at;
+ALTER TABLE file_metadata DROP COLUMN video_id;
 ALTER TABLE users
     ALTER COLUMN last_sign_in_at TYPE timestamp,
     ALTER COLUMN last_active_at TYPE timestamp,

@@ -1,11 +1,11 @@
--- Timestamps become timestamptz, and the queue gets its leases.
+-- Timestamps become timestamptz, the queue gets its leases, and thumbnails a column for their video.
 -- The lock is asked for in short tries, each given back before the next: a statement waiting for ACCESS EXCLUSIVE makes
 -- everybody behind it wait too, so it must never wait for long.
 DO $$
 BEGIN
     FOR try IN 1..100 LOOP
         BEGIN
-            SET LOCAL lock_timeout = '200ms';
+            SET LOCAL lock_timeout = '50ms'; -- for each table
             LOCK TABLE users, jobs, file_metadata, job_queue IN ACCESS EXCLUSIVE MODE;
             RETURN;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
@@ -88,10 +88,18 @@ ALTER TABLE job_queue
     ALTER COLUMN updated_at SET DEFAULT CURRENT_TIMESTAMP;
 
 -- A constant default is kept in the catalog and costs no rewrite. Python inserts without these columns.
+ALTER TABLE file_metadata
+    ADD COLUMN video_id text;
 ALTER TABLE job_queue
     ADD COLUMN lease_expires_at timestamptz,
-    ADD COLUMN lease_token bigint NOT NULL DEFAULT 0,
     ADD COLUMN errors jsonb NOT NULL DEFAULT '[]';
+-- Entries that are there start at the time, in microseconds: after a way back and forth no token from before is met again.
+DO $$
+BEGIN
+    EXECUTE format('ALTER TABLE job_queue ADD COLUMN lease_token bigint NOT NULL DEFAULT %s',
+        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+    ALTER TABLE job_queue ALTER COLUMN lease_token SET DEFAULT 0;
+END $$;
 
 -- A naive timestamp from Python is cast in its session's time zone: make that UTC whatever the server's default is.
 DO $$

@@ -5,7 +5,7 @@ DO $$
 BEGIN
     FOR try IN 1..100 LOOP
         BEGIN
-            SET LOCAL lock_timeout = '200ms';
+            SET LOCAL lock_timeout = '50ms'; -- for each table
             LOCK TABLE users, jobs, file_metadata, job_queue IN ACCESS EXCLUSIVE MODE;
             RETURN;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
@@ -26,6 +26,8 @@ DROP FUNCTION t2m_fill_jobs();
 DROP TRIGGER zz_t2m_keep_updated_at ON file_metadata;
 DROP TRIGGER t2m_fill_defaults ON file_metadata;
 DROP FUNCTION t2m_fill_file_metadata();
+DROP TRIGGER t2m_note_video ON file_metadata;
+DROP FUNCTION t2m_note_video();
 DROP TRIGGER zz_t2m_keep_updated_at ON job_queue;
 DROP TRIGGER t2m_fill_defaults ON job_queue;
 DROP FUNCTION t2m_fill_job_queue();

@@ -1,4 +1,4 @@
--- NULLs that Python left become the defaults, by the triggers of `harden_fill`: what a default is, is said there once.
+-- NULLs that Python left become the defaults, and thumbnails note their video, by the triggers of `harden_fill`: what a default is, is said there once.
 -- In batches of 2,000 rows by primary key, each a transaction, so that no row stays locked for long. That is why this runs
 -- outside of a transaction, and why it is one statement.
 DO $$
@@ -12,7 +12,7 @@ BEGIN
         is_missing = CASE of_table
             WHEN 'users' THEN 'email_addresses IS NULL OR phone_numbers IS NULL OR email_verified IS NULL OR phone_verified IS NULL OR two_factor_enabled IS NULL OR role IS NULL OR status IS NULL OR user_metadata IS NULL OR is_deleted IS NULL OR created_at IS NULL OR updated_at IS NULL'
             WHEN 'jobs' THEN 'job_type IS NULL OR priority IS NULL OR status IS NULL OR progress_percentage IS NULL OR stages_completed IS NULL OR is_deleted IS NULL OR created_at IS NULL OR updated_at IS NULL'
-            WHEN 'file_metadata' THEN 'file_metadata IS NULL OR tags IS NULL OR is_deleted IS NULL OR created_at IS NULL OR updated_at IS NULL'
+            WHEN 'file_metadata' THEN 'file_metadata IS NULL OR tags IS NULL OR is_deleted IS NULL OR created_at IS NULL OR updated_at IS NULL OR video_id IS DISTINCT FROM (file_metadata ->> ''video_id'')'
             WHEN 'job_queue' THEN 'priority IS NULL OR queue_status IS NULL OR queued_at IS NULL OR retry_count IS NULL OR max_retries IS NULL OR created_at IS NULL OR updated_at IS NULL'
         END;
         last_id = NULL;

@@ -5,7 +5,7 @@ DO $$
 BEGIN
     FOR try IN 1..100 LOOP
         BEGIN
-            SET LOCAL lock_timeout = '200ms';
+            SET LOCAL lock_timeout = '50ms'; -- for each table
             LOCK TABLE users, jobs, file_metadata, job_queue IN ACCESS EXCLUSIVE MODE;
             RETURN;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN

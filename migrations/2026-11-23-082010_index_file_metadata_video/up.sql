@@ -1,2 +1,2 @@
 -- For the thumbnails of a video.
-CREATE INDEX CONCURRENTLY file_metadata_video_idx ON file_metadata (t2m_thumbnail_video(file_metadata), user_id) WHERE NOT is_deleted AND t2m_thumbnail_video(file_metadata) IS NOT NULL;
+CREATE INDEX CONCURRENTLY file_metadata_video_idx ON file_metadata (video_id, user_id) WHERE NOT is_deleted AND video_id IS NOT NULL;

@@ -65,6 +65,7 @@ COMMENT ON COLUMN file_metadata.created_at IS NULL;
 COMMENT ON COLUMN file_metadata.updated_at IS NULL;
 COMMENT ON COLUMN file_metadata.is_deleted IS NULL;
 COMMENT ON COLUMN file_metadata.deleted_at IS NULL;
+COMMENT ON COLUMN file_metadata.video_id IS NULL;
 COMMENT ON TABLE job_queue IS NULL;
 COMMENT ON COLUMN job_queue.id IS NULL;
 COMMENT ON COLUMN job_queue.job_id IS NULL;

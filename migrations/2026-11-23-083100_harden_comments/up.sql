@@ -68,6 +68,7 @@ COMMENT ON COLUMN file_metadata.created_at IS 'When the row was made.';
 COMMENT ON COLUMN file_metadata.updated_at IS 'When the row was last changed; set by a trigger.';
 COMMENT ON COLUMN file_metadata.is_deleted IS 'Whether the row counts as gone: the only truth about it.';
 COMMENT ON COLUMN file_metadata.deleted_at IS 'When it was deleted.';
+COMMENT ON COLUMN file_metadata.video_id IS 'The video that a thumbnail shows: video_id of its details, noted by a trigger; text, for a malformed id must not fail.';
 
 COMMENT ON TABLE job_queue IS 'Jobs that wait for a worker, or are held by one.';
 COMMENT ON COLUMN job_queue.id IS 'Primary key.';

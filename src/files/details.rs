@@ -36,7 +36,7 @@ pub struct VideoDetails {
     /// How often it was downloaded. Counted by [`video_count_download`](super::video_count_download) only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub download_count: Option<i64>,
-    /// When it was last viewed or downloaded.
+    /// When it was last viewed or downloaded. Set with the counters only.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::types::time")]
     pub last_accessed: Option<DateTime<Utc>>,
     /// Whatever else is known.
@@ -54,6 +54,13 @@ impl VideoDetails {
         not_negative("video.height", self.height)?;
         not_negative("video.view_count", self.view_count)?;
         not_negative("video.download_count", self.download_count)
+    }
+
+    /// What may be set: a count that was read is out of date when it is written back.
+    pub(super) fn without_counts(&self) -> Self {
+        let mut extra = self.extra.clone();
+        extra.retain(|key, _| !["view_count", "download_count", "last_accessed"].contains(&key.as_str()));
+        Self { view_count: None, download_count: None, last_accessed: None, extra, ..self.clone() }
     }
 }
 

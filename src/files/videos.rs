@@ -6,12 +6,12 @@ use diesel::dsl::{case_when, exists, jsonb_typeof, not, now};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Jsonb, Nullable, Record, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
+use futures_util::try_join;
 
 use super::{NewVideo, Stored, Video, VideoDetails};
 use crate::error::{Error, Result};
 use crate::executor::Executor;
 use crate::schema::{file_metadata, jobs, users};
-use crate::types::sql::t2m_thumbnail_video;
 use crate::types::{Cursor, Document, FileId, FileType, JobId, List, Page, PageSize, UserId, page_of};
 
 /// The most ids that one call takes.
@@ -164,8 +164,10 @@ pub async fn video_by_job(
     Ok(by_job)
 }
 
-/// Sets the keys that `details` of the owner's video has and leaves all others as they are, unknown ones and counters included.
+/// Sets the keys that `details` of the owner's video has and leaves all others as they are, unknown ones included.
 ///
+/// Details that were read may be changed and sent back: `view_count`, `download_count` and `last_accessed` are left out, and
+/// move by [`video_count_view`](super::video_count_view) and [`video_count_download`](super::video_count_download) only.
 /// The server merges, so two changes at once lose nothing. One round trip, by primary key.
 ///
 /// # Errors
@@ -180,7 +182,8 @@ pub async fn video_change_details(
 ) -> Result<Video> {
     details.check()?;
     let kind = || jsonb_typeof(file_metadata::file_metadata_);
-    let changes = || Document::new(details.clone());
+    let changes = details.without_counts();
+    let changes = || Document::new(changes.clone());
     // SQLAlchemy stores JSON's null for None.
     let merged = case_when(kind().eq("object"), file_metadata::file_metadata_.concat(changes()))
         .when(kind().eq("null"), changes().into_sql::<Jsonb>())
@@ -202,34 +205,52 @@ pub async fn video_change_details(
 
 /// Deletes the owner's video together with its thumbnails and returns how many of these there were.
 ///
-/// One round trip and one statement: either all of it is gone or nothing. By primary key and `file_metadata_video_idx`.
+/// Two statements in one round trip, and the second again if it found none: run it in a transaction. By primary key and
+/// `file_metadata_video_idx`. A thumbnail that is being stored at the same time goes too, or is refused.
 ///
 /// # Errors
 ///
-/// [`Error::NotFound`].
-pub async fn video_delete(conn: &mut impl Executor, owner: UserId, id: FileId) -> Result<usize> {
-    let video = diesel::alias!(file_metadata as the_video);
-    // The thumbnails only go while the video is there: one whose video is somebody else's is not touched.
-    let is_there = exists(
-        video
-            .filter(video.field(file_metadata::id).eq(id))
-            .filter(video.field(file_metadata::user_id).is_not_distinct_from(owner))
-            .filter(video.field(file_metadata::file_type).eq(FileType::Video))
-            .filter(not(video.field(file_metadata::is_deleted))),
-    );
-    let is_its_thumbnail = t2m_thumbnail_video(file_metadata::file_metadata_)
-        .eq(id.to_string())
-        .assume_not_null()
-        .and(file_metadata::file_type.eq(FileType::Thumbnail));
-    let gone = diesel::update(file_metadata::table)
+/// [`Error::NotFound`]: nothing was deleted.
+pub async fn video_delete<C: Executor>(conn: &mut C, owner: UserId, id: FileId) -> Result<usize>
+where
+    for<'c> &'c C: Executor,
+{
+    // Whoever stores a thumbnail holds the video, so this may wait. In one statement with the thumbnails it would then still
+    // see those of before the wait: hence two.
+    let the_video = diesel::update(file_metadata::table)
+        .filter(file_metadata::id.eq(id))
         .filter(file_metadata::user_id.is_not_distinct_from(owner))
+        .filter(file_metadata::file_type.eq(FileType::Video))
         .filter(not(file_metadata::is_deleted))
-        .filter(file_metadata::id.eq(id).or(is_its_thumbnail))
-        .filter(is_there)
-        .set((file_metadata::is_deleted.eq(true), file_metadata::deleted_at.eq(now)))
-        .execute(conn)
-        .await?;
-    gone.checked_sub(1).ok_or(NOT_FOUND)
+        .set((file_metadata::is_deleted.eq(true), file_metadata::deleted_at.eq(now)));
+    // The thumbnails only go after their video: one that shows somebody else's is not touched.
+    let video = diesel::alias!(file_metadata as the_video);
+    let is_gone = || {
+        exists(
+            video
+                .filter(video.field(file_metadata::id).eq(id))
+                .filter(video.field(file_metadata::user_id).is_not_distinct_from(owner))
+                .filter(video.field(file_metadata::file_type).eq(FileType::Video))
+                .filter(video.field(file_metadata::is_deleted)),
+        )
+    };
+    let its_thumbnails = || {
+        diesel::update(file_metadata::table)
+            .filter(file_metadata::video_id.eq(id.to_string()))
+            .filter(file_metadata::user_id.is_not_distinct_from(owner))
+            .filter(file_metadata::file_type.eq(FileType::Thumbnail))
+            .filter(not(file_metadata::is_deleted))
+            .filter(is_gone())
+            .set((file_metadata::is_deleted.eq(true), file_metadata::deleted_at.eq(now)))
+    };
+    let (mut one, mut other) = (&*conn, &*conn);
+    let (gone, thumbnails) = try_join!(the_video.execute(&mut one), its_thumbnails().execute(&mut other))?;
+    match (gone, thumbnails) {
+        (0, _) => Err(NOT_FOUND),
+        // A statement that is prepared already overtakes one that is not: it found the video still there.
+        (_, 0) => Ok(its_thumbnails().execute(conn).await?),
+        (_, thumbnails) => Ok(thumbnails),
+    }
 }
 
 pub(super) fn at_most(field: &'static str, count: usize) -> Result<()> {

@@ -7,7 +7,7 @@ use diesel::dsl::{not, now};
 use diesel::prelude::*;
 use diesel::sql_types::Timestamptz;
 use diesel_async::RunQueryDsl;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::videos::{NOT_FOUND, at_most};
@@ -15,7 +15,7 @@ use super::{File, Thumbnail, Video, video_find};
 use crate::error::Result;
 use crate::executor::Executor;
 use crate::schema::file_metadata;
-use crate::types::sql::{t2m_count, t2m_thumbnail_video};
+use crate::types::sql::t2m_count;
 use crate::types::{FileId, FileType, UserId};
 
 /// Counts a view of the owner's video, notes the access, and returns the video with the new count.
@@ -149,10 +149,8 @@ pub async fn video_playlist(conn: &mut impl Executor, owner: UserId, ids: &[File
     at_most("playlist", ids.len())?;
     let texts: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let is_video = file_metadata::id.eq_any(ids).and(file_metadata::file_type.eq(FileType::Video));
-    let is_thumbnail = t2m_thumbnail_video(file_metadata::file_metadata_)
-        .eq_any(texts)
-        .assume_not_null()
-        .and(file_metadata::file_type.eq(FileType::Thumbnail));
+    let is_thumbnail =
+        file_metadata::video_id.eq_any(texts).assume_not_null().and(file_metadata::file_type.eq(FileType::Thumbnail));
     let rows: Vec<File<Value>> = file_metadata::table
         .filter(file_metadata::user_id.is_not_distinct_from(owner))
         .filter(not(file_metadata::is_deleted))
@@ -166,10 +164,11 @@ pub async fn video_playlist(conn: &mut impl Executor, owner: UserId, ids: &[File
         videos.insert(film.id, PlaylistEntry { video: film.retyped(), thumbnails: Vec::new() });
     }
     for still in stills {
-        let still: Thumbnail = still.retyped();
-        let shows = still.details().ok().and_then(|details| details.video_id);
+        // Read by itself, so that what else is wrong in the document does not take the thumbnail from its video.
+        let shows =
+            still.file_metadata.get().ok().and_then(|details| FileId::deserialize(details.get("video_id")?).ok());
         if let Some(entry) = shows.and_then(|video| videos.get_mut(&video)) {
-            entry.thumbnails.push(still);
+            entry.thumbnails.push(still.retyped());
         }
     }
     for entry in videos.values_mut() {

@@ -23,9 +23,6 @@ extern "SQL" {
     /// Whether a user counts as active.
     fn t2m_user_is_active(status: Text) -> Bool;
 
-    /// The video that a thumbnail shows.
-    fn t2m_thumbnail_video(details: Jsonb) -> Nullable<Text>;
-
     /// Where in its video a thumbnail was taken, in seconds.
     fn t2m_thumbnail_at(details: Jsonb) -> Nullable<Double>;
 
