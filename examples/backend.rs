@@ -13,13 +13,17 @@
 //! answer is of use, a handler opens one scope and calls functions of the domain in it, [`Problem`] turns what went wrong
 //! into a status. No handler ever holds a connection: it has one inside of a scope, and nowhere else.
 
-use std::future::Future;
+#[path = "backend/problem.rs"]
+mod problem;
+#[path = "backend/request.rs"]
+mod request;
+
+use std::future::{Future, IntoFuture, pending};
+use std::io;
 use std::time::Duration;
 
-use axum::extract::{FromRequestParts, Path, Query, State};
-use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::extract::State;
+use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -27,12 +31,16 @@ use serde_json::{Value, json};
 use t2m_db::files::{self, Analytics, Playlist, Thumbnail, Video};
 use t2m_db::jobs::{self, Configuration, Job, NewJob};
 use t2m_db::testing::{Server, TestDatabase};
-use t2m_db::types::{FileId, JobId, Page, PageSize, UserId};
+use t2m_db::types::{FileId, JobId, Page, PageSize};
 use t2m_db::users::{self, NewUser, User};
-use t2m_db::{CommitOutcome, Config, Database, Error, HealthStatus};
+use t2m_db::{CloseReport, Config, Database, Error, HealthStatus};
 use tokio::net::TcpListener;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
+
+pub(crate) use problem::Problem;
+use request::{ClerkId, Deadline, Owner, Path, Query, Sent};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -48,12 +56,38 @@ async fn main() -> Result<(), Failure> {
 
     let listener = TcpListener::bind(std::env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, router(db.clone())).with_graceful_shutdown(told_to_stop()).await?;
-
-    // The listener is closed and its requests are done. What is left are tasks that somebody spawned.
-    let report = db.close(GRACE).await;
+    let report = serve(listener, db, told_to_stop(), GRACE).await?;
     tracing::info!(drained = report.drained, cancelled = report.cancelled.len(), "database closed");
     Ok(())
+}
+
+/// Serves until `told`. From then on no connection is taken, and requests that run have `grace` to end, all together: axum by
+/// itself would wait for the slowest client, and the database would be closed only after it.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    db: Database,
+    told: impl Future<Output = ()> + Send + 'static,
+    grace: Duration,
+) -> io::Result<CloseReport> {
+    let (tell, heard) = oneshot::channel();
+    let told = async move {
+        told.await;
+        let _ = tell.send(Instant::now() + grace);
+    };
+    let serving = axum::serve(listener, router(db.clone())).with_graceful_shutdown(told).into_future();
+    let mut until = None;
+    let overdue = async {
+        match heard.await {
+            Ok(end) => sleep_until(*until.insert(end)).await,
+            Err(_) => pending().await,
+        }
+    };
+    tokio::select! {
+        ended = serving => ended?,
+        () = overdue => tracing::warn!("some requests did not end in time"),
+    }
+    // What still holds a connection has what is left of the grace, and is then cancelled and rolled back.
+    Ok(db.close(until.map_or(grace, |end| end.saturating_duration_since(Instant::now()))).await)
 }
 
 /// `DATABASE_URL` and `T2M_DB_*`, or else a PostgreSQL of our own, for trying things out.
@@ -97,148 +131,9 @@ pub(crate) fn router(db: Database) -> Router {
         .route("/jobs/{id}/videos", get(videos_of_job))
         .route("/jobs/{id}/cancel", post(cancel))
         .route("/health", get(health))
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing here"))
+        .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
         .with_state(db)
-}
-
-// Who asks, and until when ----------------------------------------------------------------------------------------------
-
-/// Who asks, as the authentication in front of us tells. `x-user-id` stands in for Clerk's verified token.
-struct ClerkId(String);
-
-impl<S: Sync> FromRequestParts<S> for ClerkId {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let id = parts.headers.get("x-user-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
-        id.map(|id| Self(id.to_owned())).ok_or(Problem::new(StatusCode::UNAUTHORIZED, "x-user-id is missing"))
-    }
-}
-
-/// The user who asks. Every function of the domain wants one, so that nobody sees what is not theirs.
-struct Owner(UserId);
-
-impl FromRequestParts<Database> for Owner {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, db: &Database) -> Result<Self, Problem> {
-        let ClerkId(clerk_id) = ClerkId::from_request_parts(parts, db).await?;
-        let deadline = Deadline::from_request_parts(parts, db).await?;
-        let user =
-            deadline.bound(db.with_connection(async |conn| users::find_by_clerk_id(conn, &clerk_id).await)).await?;
-        user.map(|user| Self(user.id)).ok_or(Problem::new(StatusCode::UNAUTHORIZED, "sign in first: POST /session"))
-    }
-}
-
-/// Until when the caller waits for the answer. Working on after that would be for nobody.
-#[derive(Clone, Copy)]
-struct Deadline(Instant);
-
-impl Deadline {
-    const DEFAULT: Duration = Duration::from_secs(5);
-    const MOST: Duration = Duration::from_secs(60);
-
-    /// What is left, for the deadline of a transaction. It counts waiting for a connection, and it holds on the server too.
-    fn left(self) -> Duration {
-        self.0.saturating_duration_since(Instant::now())
-    }
-
-    /// Bounds a scope that has no deadline of its own. A scope may be dropped at any point.
-    async fn bound<T>(self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Problem> {
-        match timeout_at(self.0, work).await {
-            Ok(result) => result.map_err(Problem::from),
-            Err(_) => Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "it took too long")),
-        }
-    }
-}
-
-impl<S: Sync> FromRequestParts<S> for Deadline {
-    type Rejection = Problem;
-
-    /// From the header `x-timeout-ms`. Counted once per request: the first extractor that asks sets it.
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        if let Some(deadline) = parts.extensions.get::<Self>() {
-            return Ok(*deadline);
-        }
-        let timeout = match parts.headers.get("x-timeout-ms") {
-            None => Self::DEFAULT,
-            Some(text) => match text.to_str().ok().and_then(|text| text.parse().ok()).map(Duration::from_millis) {
-                Some(timeout) => timeout.min(Self::MOST),
-                None => return Err(Problem::new(StatusCode::BAD_REQUEST, "x-timeout-ms is no number")),
-            },
-        };
-        let deadline = Self(Instant::now() + timeout);
-        parts.extensions.insert(deadline);
-        Ok(deadline)
-    }
-}
-
-// What went wrong -------------------------------------------------------------------------------------------------------
-
-/// An answer that is not what was asked for.
-#[derive(Debug)]
-pub(crate) struct Problem {
-    status: StatusCode,
-    message: String,
-    /// Whether the same request may succeed a little later.
-    try_again: bool,
-}
-
-impl Problem {
-    fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), try_again: false }
-    }
-
-    fn later(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { try_again: true, ..Self::new(status, message) }
-    }
-}
-
-impl From<Error> for Problem {
-    /// The one place where errors of the database become statuses. What is the caller's fault is told as it is; of the rest
-    /// the log has the details, names and holders included, and the caller what to do.
-    fn from(error: Error) -> Self {
-        let problem = match &error {
-            Error::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, error.to_string()),
-            Error::Invalid { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
-            Error::Transition { .. } | Error::LeaseLost { .. } => Self::new(StatusCode::CONFLICT, error.to_string()),
-            error if error.is_unique_violation() => Self::new(StatusCode::CONFLICT, "it is there already"),
-            Error::CheckoutTimeout(_) | Error::Overloaded { .. } => {
-                Self::later(StatusCode::SERVICE_UNAVAILABLE, "too much to do")
-            }
-            Error::Connect(_) | Error::Closed { .. } => {
-                Self::later(StatusCode::SERVICE_UNAVAILABLE, "the database cannot be reached")
-            }
-            Error::Deadline { outcome: CommitOutcome::NotCommitted, .. } => {
-                Self::new(StatusCode::GATEWAY_TIMEOUT, "it took too long, and nothing was stored")
-            }
-            // A connection lost before COMMIT, a deadlock, a serialization failure: nothing is stored.
-            // `run_retrying` has tried already; `run` leaves that to the caller.
-            Error::SerializationRetriesExhausted(_) => {
-                Self::later(StatusCode::SERVICE_UNAVAILABLE, "it did not work this time")
-            }
-            error if error.is_retryable() => Self::later(StatusCode::SERVICE_UNAVAILABLE, "it did not work this time"),
-            // Only this is open: trying again blindly could do it twice.
-            error if error.commit_outcome() == CommitOutcome::Unknown => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "it may be stored or not: look before you try again")
-            }
-            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "it went wrong here"),
-        };
-        if problem.status.is_server_error() {
-            tracing::error!(status = problem.status.as_u16(), %error, "request failed");
-        }
-        problem
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let Self { status, message, try_again } = self;
-        let mut response = (status, Json(json!({ "error": message }))).into_response();
-        if try_again {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        response
-    }
 }
 
 type Answer<T> = Result<Json<T>, Problem>;
@@ -267,7 +162,7 @@ async fn order(
     State(db): State<Database>,
     Owner(owner): Owner,
     deadline: Deadline,
-    Json(order): Json<Order>,
+    Sent(order): Sent<Order>,
 ) -> Result<(StatusCode, Json<Job>), Problem> {
     let mut wanted = NewJob::video(Configuration { topic: Some(order.topic), ..Configuration::default() });
     if let Some(id) = order.id {
@@ -405,7 +300,7 @@ async fn playlist(
     State(db): State<Database>,
     Owner(owner): Owner,
     deadline: Deadline,
-    Json(wanted): Json<Wanted>,
+    Sent(wanted): Sent<Wanted>,
 ) -> Answer<Playlist> {
     let playlist = db.with_connection(async |conn| files::video_playlist(conn, owner, &wanted.ids).await);
     deadline.bound(playlist).await.map(Json)

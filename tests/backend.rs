@@ -3,14 +3,21 @@
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
+use axum::response::IntoResponse;
 use diesel_async::SimpleAsyncConnection;
 use serde_json::{Value, json};
 use t2m_db::files::{self, NewThumbnail, NewVideo, Stored, ThumbnailDetails, VideoDetails};
 use t2m_db::testing::TestDatabase;
-use t2m_db::{Config, Database, Error, users};
+use t2m_db::{Config, Database, Error, HealthStatus, users};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tower::ServiceExt;
+
+use crate::support::LONG;
 
 #[path = "../examples/backend.rs"]
 #[allow(dead_code, reason = "`main` and what it needs is for the example")]
@@ -160,6 +167,65 @@ async fn what_is_wrong_with_a_request_is_told() {
     let answer = backend.call(&long, "POST /session", None).await;
     assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(backend.call_within("ada", "soon", "GET /jobs", None).await.status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn every_refusal_has_the_same_shape() {
+    let backend = Backend::start(|config| config).await;
+    backend.call("ada", "POST /session", None).await;
+    for (request, body, status, part) in [
+        ("GET /jobs/17", None, StatusCode::BAD_REQUEST, "UUID"),
+        ("GET /videos?size=many", None, StatusCode::BAD_REQUEST, "size"),
+        ("POST /videos", Some(json!({"id": null})), StatusCode::UNPROCESSABLE_ENTITY, "topic"),
+        ("POST /videos", None, StatusCode::UNSUPPORTED_MEDIA_TYPE, "application/json"),
+        ("GET /films", None, StatusCode::NOT_FOUND, "nothing here"),
+        ("DELETE /jobs", None, StatusCode::METHOD_NOT_ALLOWED, "method"),
+    ] {
+        let answer = backend.call("ada", request, body).await;
+        assert_eq!(answer.status, status, "{request}");
+        assert!(answer.body["error"].as_str().is_some_and(|error| error.contains(part)), "{request}: {}", answer.body);
+    }
+    // One row among many is refused as it would be alone.
+    let invalid = Error::Invalid { field: "video.file_size", value: "-1".into(), allowed: "0 or more".into() };
+    let answer = service::Problem::from(Error::Row { index: 3, source: Box::new(invalid) }).into_response();
+    assert_eq!(answer.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    let body: Value = serde_json::from_slice(&to_bytes(answer.into_body(), 1_000).await.unwrap()).unwrap();
+    assert_eq!(body["error"], "row 3: `video.file_size` is -1, allowed is 0 or more");
+}
+
+#[tokio::test]
+async fn a_body_is_waited_for_until_the_deadline() {
+    let backend = Backend::start(|config| config).await;
+    backend.call("ada", "POST /session", None).await;
+    let never = Body::from_stream(futures_util::stream::pending::<std::io::Result<Bytes>>());
+    let request = Request::post("/videos").header("x-user-id", "ada").header("x-timeout-ms", "100");
+    let request = request.header("content-type", "application/json").body(never).unwrap();
+    let answer = timeout(LONG, backend.service.clone().oneshot(request)).await.expect("it waits for ever").unwrap();
+    assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
+}
+
+#[tokio::test]
+async fn a_client_that_dawdles_does_not_hold_up_the_end() {
+    let backend = Backend::start(|config| config).await;
+    backend.call("ada", "POST /session", None).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = oneshot::channel::<()>();
+    let told = async move { told.await.unwrap() };
+    let served = tokio::spawn(service::serve(listener, backend.db.clone(), told, Duration::from_millis(100)));
+
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let request = "POST /videos HTTP/1.1\r\nhost: t2m\r\nx-user-id: ada\r\nx-timeout-ms: 60000\r\n\
+                   content-type: application/json\r\ncontent-length: 100\r\nexpect: 100-continue\r\n\r\n";
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100", "said when the body is asked for: the request is under way");
+
+    tell.send(()).unwrap();
+    let report = timeout(LONG, served).await.expect("it waits for its client").unwrap().unwrap();
+    assert!(report.cancelled.is_empty() && report.leaked.is_empty(), "{report:?}");
+    assert_eq!(backend.db.health().await.status, HealthStatus::Unhealthy, "closed");
 }
 
 #[tokio::test]

@@ -1,11 +1,14 @@
 //! `as_user`: row-level security through the handle, in the flight of BEGIN, and gone with its transaction.
 
+use std::time::Duration;
+
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
+use t2m_db::queue::{self, BatchSize, Worker};
 use t2m_db::testing::Proxy;
-use t2m_db::types::PageSize;
+use t2m_db::types::{OperationId, PageSize};
 use t2m_db::users::{self, NewUser};
-use t2m_db::{Config, Database, Error, Transaction, files, jobs, schema};
+use t2m_db::{Config, Database, Error, Transaction, files, jobs, operations, schema};
 
 use crate::domain_rls::become_app_role;
 use crate::domain_support::{fresh, job, scene};
@@ -26,6 +29,7 @@ async fn as_user_hides_the_rows_of_others_at_no_cost_and_only_for_its_transactio
     let url = proxy.url();
     let url = format!("{url}{}options=-c%20role%3Dt2m_test_app", if url.contains('?') { '&' } else { '?' });
     let db = Database::connect(Config::from_url(&url).unwrap().max_size(1).min_idle(0)).await.unwrap();
+    assert_eq!(db.pending_migrations().await.unwrap(), [""; 0]);
     let both = [NewUser::new("c1"), NewUser::new("c2")];
     let ids = db.with_transaction(async |tx| users::create_many(tx, &both).await).await.unwrap();
     // The domain itself works under it, bulk included.
@@ -51,6 +55,18 @@ async fn as_user_hides_the_rows_of_others_at_no_cost_and_only_for_its_transactio
             .await
             .unwrap();
     }
+    // And what is asked for nobody in particular.
+    db.with_transaction(async |tx| {
+        assert_eq!(operations::claim(tx, OperationId::random()).await?, operations::Claim::Ours);
+        let worker = Worker::new("w", None)?;
+        let claims = queue::claim(tx, &worker, BatchSize::new(9)?, Duration::from_secs(60)).await?;
+        assert_eq!(claims.len(), 2, "one of each owner; the others are called off");
+        queue::put_back_worker(tx, &worker).await?;
+        users::list_active(tx, PageSize::default(), None).await?;
+        Ok::<_, Error>(())
+    })
+    .await
+    .unwrap();
     let (one, other) = (ids[0], ids[1]);
     assert_eq!(db.transaction("mine").as_user(one).run(visible).await.unwrap(), [1, 2, 4], "a query without an owner");
     let stolen = db.transaction("theirs").as_user(one).run(async |tx| {

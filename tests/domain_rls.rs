@@ -7,16 +7,18 @@ use t2m_db::{files, jobs, queue, schema};
 
 use crate::domain_support::{Fresh, fresh, job, scene, user};
 
-/// A role that owns nothing, as the backend should have it.
+/// A role that owns nothing, as the backend should have it, with what README.md grants it.
 pub(crate) async fn become_app_role(conn: &mut AsyncPgConnection) {
-    conn.batch_execute(
+    let grants = include_str!("../README.md").lines().filter(|line| line.starts_with("GRANT "));
+    let grants: String = grants.map(|grant| grant.replace("t2m_app", "t2m_test_app") + "\n").collect();
+    conn.batch_execute(&format!(
         "DO $$ BEGIN
              CREATE ROLE t2m_test_app NOLOGIN;
          EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
          END $$;
-         GRANT SELECT, INSERT, UPDATE, DELETE ON users, jobs, file_metadata, job_queue TO t2m_test_app;
-         SET ROLE t2m_test_app",
-    )
+         {grants}
+         SET ROLE t2m_test_app"
+    ))
     .await
     .unwrap();
 }

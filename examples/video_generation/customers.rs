@@ -37,7 +37,7 @@ async fn order(db: &Database, customer: usize, topic: &str, fate: Fate, run: Uui
         priority: [Priority::Normal, Priority::High, Priority::Urgent, Priority::Low][customer % 4].clone(),
         batch_id: Some(run),
         // A worker that is killed counts as a failure; one that fails for good is to do so soon.
-        max_retries: if fate == Fate::Fails { 2 } else { 50 },
+        max_retries: if matches!(fate, Fate::Fails | Fate::Unreadable) { 2 } else { 50 },
         ..NewJob::video(film::configuration(topic, fate))
     };
     // The job's id is ours, so it is safe to try again whatever happened.
@@ -54,7 +54,8 @@ async fn order(db: &Database, customer: usize, topic: &str, fate: Fate, run: Uui
 fn fates(options: &Options) -> Vec<Fate> {
     let videos = options.videos as usize;
     let mut fates = Vec::with_capacity(videos);
-    fates.extend([Fate::Fails, Fate::FailsOnce].into_iter().cycle().take(part(videos, options.fail_rate)));
+    let failures = [Fate::Fails, Fate::FailsOnce, Fate::Unreadable];
+    fates.extend(failures.into_iter().cycle().take(part(videos, options.fail_rate)));
     fates.extend(std::iter::repeat_n(Fate::Cancelled, part(videos, options.cancel_rate)));
     fates.extend(std::iter::repeat_n(Fate::Panics, part(videos, options.panic_rate)));
     fates.resize(videos, Fate::Completes);

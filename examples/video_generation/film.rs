@@ -24,18 +24,22 @@ pub(crate) enum Fate {
     /// Fails at the first try.
     FailsOnce,
     Fails,
+    /// Fails because its order cannot be read.
+    Unreadable,
     Panics,
     Cancelled,
 }
 
 impl Fate {
-    pub(crate) const ALL: [Self; 5] = [Self::Completes, Self::FailsOnce, Self::Fails, Self::Panics, Self::Cancelled];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Completes, Self::FailsOnce, Self::Fails, Self::Unreadable, Self::Panics, Self::Cancelled];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Completes => "completes",
             Self::FailsOnce => "fails_once",
             Self::Fails => "fails",
+            Self::Unreadable => "unreadable",
             Self::Panics => "panics",
             Self::Cancelled => "cancelled",
         }
@@ -50,12 +54,18 @@ impl Fate {
 
 /// What is asked for.
 pub(crate) fn configuration(topic: &str, fate: Fate) -> Configuration {
-    Configuration {
+    let mut wanted = Configuration {
         topic: Some(topic.to_owned()),
         scene_count: u32::try_from(SCENES).ok(),
         extra: [(FATE.to_owned(), json!(fate))].into_iter().collect(),
         ..Configuration::default()
+    };
+    if fate == Fate::Unreadable {
+        // As somebody else writes it who has other ideas of a number.
+        wanted.scene_count = None;
+        wanted.extra.insert("scene_count".to_owned(), json!("three"));
     }
+    wanted
 }
 
 /// A scene of a job.

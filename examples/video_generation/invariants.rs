@@ -133,7 +133,7 @@ async fn of_ends(tx: &mut t2m_db::Transaction, run: Uuid) -> Result<Vec<Invarian
     let to_complete = of_fates(&[Fate::Completes, Fate::FailsOnce, Fate::Panics])
         .filter(jobs::status.ne(JobStatus::Completed))
         .count();
-    let to_fail = of_fates(&[Fate::Fails]).filter(jobs::status.ne(JobStatus::Failed)).count();
+    let to_fail = of_fates(&[Fate::Fails, Fate::Unreadable]).filter(jobs::status.ne(JobStatus::Failed)).count();
     let to_be_cancelled =
         of_fates(&[Fate::Cancelled]).filter(jobs::status.ne_all([JobStatus::Cancelled, JobStatus::Completed])).count();
     Ok(vec![

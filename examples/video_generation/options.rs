@@ -18,7 +18,7 @@ pub(crate) struct Options {
     /// How many workers render them, in all.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub(crate) workers: u32,
-    /// The share of videos whose rendering fails: every other one for good, the rest once.
+    /// The share of videos that fail: a third for good, a third once, and a third because the order cannot be read.
     #[arg(long, default_value_t = 0.1, value_parser = share)]
     pub(crate) fail_rate: f64,
     /// The share of videos that are called off half-way.

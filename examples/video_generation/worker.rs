@@ -11,7 +11,7 @@ use std::time::Duration;
 use t2m_db::jobs::{self, Completion, ErrorInfo, Metrics, Stage};
 use t2m_db::queue::{self, Backoff, BatchSize, Claim, Lease, Worker};
 use t2m_db::types::Percentage;
-use t2m_db::{Database, Error, files};
+use t2m_db::{CommitOutcome, Database, Error, files};
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{interval, sleep};
@@ -48,7 +48,7 @@ enum FilmError {
 /// How the making of a film ended.
 #[derive(Debug)]
 enum Ending {
-    /// It is stored, or it failed, or it panicked.
+    /// It is stored, or it failed, or it panicked; or it was not begun, since nobody can read what was asked for.
     Made(Result<Result<(), FilmError>, JoinError>),
     CalledOff,
     /// It is another worker's now.
@@ -99,8 +99,10 @@ impl Workshop {
                 Err(error) => Err(error),
             };
             match served {
-                // The job, if there was one, comes back when its lease ends.
-                Err(error) if error.is_retryable() => sleep(PAUSE).await,
+                // The job, if there was one and it is not settled, comes back when its lease ends.
+                Err(error) if error.is_retryable() || error.commit_outcome() == CommitOutcome::Unknown => {
+                    sleep(PAUSE).await;
+                }
                 served => served?,
             }
         }
@@ -139,6 +141,12 @@ impl Workshop {
         match settled {
             // Whoever has it now does the rest.
             Err(Error::LeaseLost { .. }) => Ok(()),
+            // Changed or deleted past the queue, as Python may. There is nothing left to give account of, and the next claim
+            // closes the entry when its lease has run out.
+            Err(error @ (Error::Transition { .. } | Error::NotFound { .. })) => {
+                tracing::warn!(job = %lease.job(), %error, "left to whoever changed it");
+                Ok(())
+            }
             settled => settled,
         }
     }
@@ -146,14 +154,18 @@ impl Workshop {
     /// Makes the film while it is wanted and the job is ours.
     async fn make(&self, claim: Claim) -> Result<Ending, Error> {
         let mut lease = claim.lease.clone();
+        let fate = match Fate::of(&claim.job) {
+            Ok(fate) => fate,
+            Err(unreadable) => return Ok(Ending::Made(Ok(Err(unreadable.into())))),
+        };
         let storing = Arc::new(Notify::new());
-        let patience = patience(Fate::of(&claim.job)?, Arc::clone(&storing));
+        let patience = patience(fate, Arc::clone(&storing));
         let mut patience = std::pin::pin!(patience);
         let mut stop = self.stop.clone();
         let mut heart = interval(self.lease / 3);
         heart.tick().await; // the first is at once, and the lease is new
         let mut film = JoinSet::new();
-        film.spawn(make_film(self.clone(), claim, storing));
+        film.spawn(make_film(self.clone(), claim, fate, storing));
         let ending = loop {
             tokio::select! {
                 Some(made) = film.join_next() => break Ending::Made(made),
@@ -208,10 +220,9 @@ async fn patience(fate: Fate, storing: Arc<Notify>) {
 }
 
 /// The film itself: stage by stage, and then everything that it is made of in one transaction.
-async fn make_film(shop: Workshop, claim: Claim, storing: Arc<Notify>) -> Result<(), FilmError> {
+async fn make_film(shop: Workshop, claim: Claim, fate: Fate, storing: Arc<Notify>) -> Result<(), FilmError> {
     let Workshop { db, lease: prolong, .. } = shop;
     let mut lease = claim.lease.clone();
-    let fate = Fate::of(&claim.job)?;
     let first_try = claim.retry_count == 0;
     let (owner, job) = (claim.lease.owner(), claim.lease.job());
     let mut done: Option<Stage> = None;
