@@ -120,7 +120,7 @@ impl Shared {
                 startup.password(password);
                 Ok(Cow::Owned(startup))
             }
-            Ok(Err(error)) => Err(Problem::provider(error)),
+            Ok(Err(error)) => Err(Problem::provider(&*error)),
             Err(_) => Err(Problem::timeout(Phase::PasswordProvider, begun.elapsed())),
         }
     }
@@ -202,10 +202,10 @@ impl Shared {
         }
         let (client, connection) = begun.map_err(|error| verdict::of_login(&error))?;
         let driver = Driver(connection);
+        startup::check(&driver)?;
         Ok(Opened {
             canceller: Canceller {
                 shared: Arc::clone(self),
-        startup::check(&driver)?;
                 route: route.clone(),
                 encrypted,
                 token: client.cancel_token(),
