@@ -195,8 +195,12 @@ impl Config {
 
     /// How many statements each connection keeps prepared; 0 keeps none. **Default: 256**, as the JDBC driver.
     ///
-    /// More than the distinct statements of a backend of this size, few enough that plans stay below some 10 MB a session.
-    /// Set 0 behind a proxy that cannot follow prepared statements (PgBouncer before 1.21 in transaction mode).
+    /// More than the distinct statements of a backend of this size, few enough that plans stay below some 10 MB a session. At
+    /// most 10,000.
+    ///
+    /// With 0 each statement is prepared anew, used and forgotten, which costs it a round trip. That does not make a pooler
+    /// usable which cannot follow prepared statements (PgBouncer before 1.21 in transaction mode): outside of a transaction a
+    /// statement and its preparation may still reach different servers. Such a one has to be used in session mode.
     pub fn statement_cache_size(mut self, statements: usize) -> Self {
         self.statement_cache_size = statements;
         self

@@ -143,8 +143,11 @@ impl Session {
             rows.iter().find_map(identity_of)
         };
         let (conn, identity) = future::join(AsyncPgConnection::try_from(client), identity).await;
-        let conn = conn.map_err(|error| ConnectError::setup(&endpoint, &error))?;
-        let closer = CloseOnDrop(Arc::clone(&ending));
+        let mut conn = conn.map_err(|error| ConnectError::setup(&endpoint, &error))?;
+        if config.statement_cache_size == 0 {
+            // For what never passes `Kept`: a query whose types are looked up is left to diesel-async whole.
+            conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+        }
         let now = Instant::now();
         // Up to a tenth earlier.
         let retire_at = config.max_lifetime.map(|limit| now + limit.mul_f64(1.0 - fastrand::f64() / 10.0));
@@ -245,7 +248,9 @@ impl Session {
         }
         if self.kept.wants_emptying() {
             self.conn.set_prepared_statement_cache_size(CacheSize::Disabled);
-            self.conn.set_prepared_statement_cache_size(CacheSize::Unbounded);
+            if self.kept.capacity() > 0 {
+                self.conn.set_prepared_statement_cache_size(CacheSize::Unbounded);
+            }
         }
     }
 }
