@@ -124,7 +124,7 @@ impl Listening {
         match listened {
             Ok(Ok(())) => Ok(Opened { client, driver, wire, canceller, endpoint }),
             Ok(Err(error)) => Err(ConnectError::setup(&endpoint, &error)),
-            Err(_) => Err(ConnectError::timed_out(self.config.connect_timeout)),
+            Err(_) => Err(ConnectError::timed_out_at(&endpoint, self.config.connect_timeout)),
         }
     }
 

@@ -42,6 +42,7 @@ mod looking_in;
 mod migration_lint;
 mod migrations;
 mod outage;
+mod opening;
 mod pool_support;
 mod proxy;
 mod queue_kills;

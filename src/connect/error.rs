@@ -222,6 +222,11 @@ impl ConnectError {
         Self::of("the server", Problem::timeout(Phase::Startup, after))
     }
 
+    /// The same, when the login had gone through.
+    pub(crate) fn timed_out_at(endpoint: &str, after: Duration) -> Self {
+        Self::of(endpoint, Problem::timeout(Phase::Startup, after))
+    }
+
     /// The attempt panicked, or its task was stopped with the runtime.
     pub(crate) fn stopped(why: &dyn fmt::Display) -> Self {
         Self::of("the server", Problem::new(Phase::Connect, format!("the attempt was stopped: {why}")))

@@ -90,6 +90,8 @@ pub(crate) struct Pool {
     /// What the handle wants to run beside the keeper; started with it.
     companion: Mutex<Option<Companion>>,
     /// They hold the pool weakly; when it goes they need not wait for their next tick.
+    /// Permits that are only held until a session is over.
+    leaving: Arc<AtomicUsize>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -161,6 +163,7 @@ impl Pool {
             retries,
             epoch,
             open,
+            leaving: Arc::default(),
             returned: Notify::new(),
             closing: watch::Sender::new(false),
             connector,
