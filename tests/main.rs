@@ -10,6 +10,7 @@
 
 mod admission;
 mod backend;
+mod close_report;
 mod closing;
 mod commit_truth;
 mod compile_fail;

@@ -63,6 +63,14 @@ use crate::statement::Doorkeeper;
 const SHUTTING_DOWN: &str = "the runtime is shutting down";
 
 /// A connection as bb8 lends it.
+/// Longer than any process lives, and within what the clock can count.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// `span` after `from`, however long a span the caller has in mind.
+pub(crate) fn later(from: Instant, span: Duration) -> Instant {
+    from + span.min(FOR_EVER)
+}
+
 pub(crate) type Held = bb8::PooledConnection<'static, Manager>;
 
 /// Everything behind a [`Database`](crate::Database) handle.

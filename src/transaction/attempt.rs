@@ -19,7 +19,7 @@ use super::connection::{Connection, Transaction};
 use super::options::TransactionBuilder;
 use super::scope::{After, Mode, Scope};
 use crate::error::{CommitOutcome, CommitUnknown, Error, is_timeout};
-use crate::pool::{Counters, Holder, Pool, ScopeName, Why, add, inside};
+use crate::pool::{Counters, Holder, Pool, ScopeName, Why, add, inside, later};
 
 /// The time that a scope has.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ impl Budget {
     }
 
     pub(super) fn until(&self) -> Option<Instant> {
-        self.whole.map(|whole| self.began + whole)
+        self.whole.map(|whole| later(self.began, whole))
     }
 
     fn passed(&self, scope: ScopeName, phase: &'static str, outcome: CommitOutcome) -> Error {
@@ -187,6 +187,7 @@ async fn guarded<T>(body: impl Future<Output = T>, holder: &Holder, until: Optio
             return Poll::Ready(result.map_or_else(End::Panicked, End::Returned));
         }
         if holder.is_told_to_stop(cx.waker()) {
+            holder.note_stopped();
             return Poll::Ready(End::Stopped);
         }
         if until.is_some() && timer.as_mut().poll(cx).is_ready() {
