@@ -154,6 +154,10 @@ impl Listening {
             sleep(retry.backoff(attempt)).await;
             match self.open().await {
                 Ok(session) => return session,
+                // Once for each outage.
+                Err(error) if attempt == 0 => {
+                    tracing::warn!(channel = %self.channel, %error, "listener cannot connect, tries on");
+                }
                 Err(error) => tracing::debug!(channel = %self.channel, %error, "listener cannot connect"),
             }
         }
