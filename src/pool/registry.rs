@@ -213,6 +213,11 @@ impl Registry {
         self.holders.lock().len()
     }
 
+    /// How many scopes of the caller's hold one, their clean-ups included.
+    pub(super) fn scopes(&self) -> usize {
+        self.holders.lock().iter().filter(|(_, holder)| !holder.scope.ours).count()
+    }
+
     pub(crate) fn reclaiming(&self) -> usize {
         self.holders.lock().iter().filter(|(_, holder)| holder.is_reclaiming()).count()
     }
