@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use t2m_db::testing::{Proxy, Server};
+use t2m_db::testing::{Match, Proxy, Server, When};
 use t2m_db::{Database, Error};
 
 use crate::pool_support::{MS, hold, ping, quiet, read, through_a_proxy, timed, until};
@@ -196,6 +196,15 @@ async fn keepalive_speaks_to_every_idle_connection_however_many_there_are() {
     until("all are spoken to", || spoken_to() == MANY).await;
     let stats = setup.db.stats();
     assert_eq!((stats.opened, stats.closed.total()), (MANY as u64, 0), "{stats:#?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_as_it_is_spoken_to_is_called_broken() {
+    let (setup, proxy) = through_a_proxy(|config| config.max_size(1).keepalive(20 * MS)).await;
+    let question = Match::new(|message| message.runs() && message.text.is_empty());
+    proxy.cut(When::AfterForward, question).await;
+    until("it is closed", || setup.db.stats().closed.total() == 1).await;
+    assert_eq!(setup.db.stats().closed.broken, 1, "not unresponsive: {:#?}", setup.db.stats());
 }
 
 #[tokio::test]

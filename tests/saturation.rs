@@ -8,7 +8,7 @@ use t2m_db::{Config, Database, Error, HealthStatus};
 use tokio::task::JoinHandle;
 
 use crate::pool_support::{Held, MS, hold, ping, quiet, still, through_a_proxy, timed, until};
-use crate::support::{Setup, setup_with, table};
+use crate::support::{Setup, batch, setup_with, table};
 
 fn scope(db: &Database) -> JoinHandle<Result<(), Error>> {
     let db = db.clone();
@@ -78,6 +78,29 @@ async fn nobody_is_refused_for_a_connection_that_the_pool_looks_after() {
     assert!(matches!(ping(&setup.db).now_or_never(), Some(Err(Error::Overloaded { .. }))));
     proxy.release_all();
     first.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_scope_inside_of_a_scope_is_told_so_although_a_health_check_stands_in_the_queue() {
+    let (setup, proxy) = through_a_proxy(|config| config.max_size(2)).await;
+    let nested = setup.db.transaction("outer").run(async |tx| {
+        batch(tx, "SELECT 1").await?;
+        proxy.hold_replies();
+        let other = scope(&setup.db);
+        proxy.until_held(1).await;
+        let check = tokio::spawn({
+            let db = setup.db.clone();
+            async move { db.health().await }
+        });
+        until("the check stands in the queue", || setup.db.stats().waiting == 2).await;
+        let told = ping(&setup.db).now_or_never();
+        proxy.release_all();
+        check.await.unwrap();
+        other.await.unwrap()?;
+        told.expect("it waits for itself")
+    });
+    let error = nested.await.unwrap_err();
+    assert!(matches!(error, Error::NestedCheckout { .. }), "{error:?}");
 }
 
 #[tokio::test]

@@ -17,6 +17,9 @@ use crate::config::Config;
 const LONGEST_TICK: Duration = Duration::from_secs(1);
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
 
+/// A connection that goes from the idle ones, with its place.
+type Idle = (Held, Permit);
+
 /// Runs until the pool is dropped or closed.
 pub(super) async fn keep(pool: Weak<Pool>, config: Config) {
     let shortest = [config.max_lifetime, config.idle_timeout, config.keepalive, config.leak_threshold];
@@ -64,7 +67,7 @@ impl Pool {
     /// Closes idle connections that are too old, too long idle or dead, and sends a byte over quiet ones.
     fn tend_idle(self: &Arc<Self>) {
         let (leaving, quiet) = self.sort_idle();
-        for (held, permit, reason) in leaving {
+        for ((held, permit), reason) in leaving {
             drop(self.close_session(held, permit, reason));
         }
         for (held, permit) in quiet {
@@ -80,7 +83,7 @@ impl Pool {
     /// They are taken without a permit, since they are back before anybody else has the turn: whoever wants one meanwhile
     /// waits for that, and is neither refused nor made to open one. What does not go back needs a permit. If none is free,
     /// somebody is about to use that connection.
-    fn sort_idle(&self) -> (Vec<(Held, Permit, CloseReason)>, Vec<(Held, Permit)>) {
+    fn sort_idle(&self) -> (Vec<(Idle, CloseReason)>, Vec<Idle>) {
         let mut spare = self.live().saturating_sub(self.config.min_idle as usize);
         let permit = || self.admission.try_admit().ok().flatten();
         let (mut leaving, mut quiet, mut good) = (Vec::new(), Vec::new(), Vec::new());
@@ -90,7 +93,7 @@ impl Pool {
             match reason.and_then(|reason| Some((reason, permit()?))) {
                 Some((reason, permit)) => {
                     spare = spare.saturating_sub(1);
-                    leaving.push((held, permit, reason));
+                    leaving.push(((held, permit), reason));
                 }
                 None => good.push(held),
             }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use futures_util::FutureExt;
 
-use super::session::{Ending, Session};
+use super::session::{Begun, Ending, Session};
 use super::stats::{Counters, add};
 use crate::config::Config;
 use crate::connect::{ConnectError, Connector};
@@ -43,18 +43,18 @@ impl bb8::ManageConnection for Manager {
 
     async fn connect(&self) -> Result<Box<Session>, Failed> {
         let (began, epoch) = (Instant::now(), self.epoch.load(SeqCst));
-        let begun = OnceLock::new();
+        let left = OnceLock::new();
         let session = async {
             let opened = self.connector.connect().await?;
-            Session::establish(opened, &self.config, epoch, &self.open, &begun).await.map(Box::new)
+            Session::establish(opened, &self.config, epoch, &self.open, &left).await.map(Box::new)
         };
         // A password provider is the caller's code: its panic is one failed attempt, and its words may be secret.
         let session = AssertUnwindSafe(session).catch_unwind();
         let session = match tokio::time::timeout(self.config.connect_timeout, session).await {
             Ok(Ok(session)) => session,
             Ok(Err(_)) => Err(ConnectError::stopped(&"it panicked; is it the password provider?")),
-            Err(_) => Err(match begun.get() {
-                Some(begun) => ConnectError::timed_out_at(&begun.endpoint, began.elapsed()),
+            Err(_) => Err(match left.get() {
+                Some(Begun { endpoint, .. }) => ConnectError::timed_out_at(endpoint, began.elapsed()),
                 None => ConnectError::timed_out(began.elapsed()),
             }),
         };
@@ -65,7 +65,7 @@ impl bb8::ManageConnection for Manager {
             }
             Err(_) => add(&self.counters.open_failures),
         }
-        session.map_err(|error| Failed { error, left: begun.into_inner().map(|begun| begun.ending) })
+        session.map_err(|error| Failed { error, left: left.into_inner().map(|left| left.ending) })
     }
 
     /// Never asked: there is no ping, see [`Pool`](super::Pool).

@@ -171,15 +171,12 @@ impl Pool {
             };
             self.opening.failed(&failed.error);
             // One of those that did not know yet: it goes to the end of the line.
-            let (next, pause) = match probe {
-                Some(mut pace) => {
-                    pace.slow_down();
-                    (pace.next.unwrap_or(deadline), None)
-                }
-                None => {
-                    let next = Instant::now() + jittered(FIRST_PAUSE);
-                    (next, Some(next))
-                }
+            let (next, pause) = if let Some(mut pace) = probe {
+                pace.slow_down();
+                (pace.next.unwrap_or(deadline), None)
+            } else {
+                let next = Instant::now() + jittered(FIRST_PAUSE);
+                (next, Some(next))
             };
             if failed.error.is_fatal() || next >= deadline {
                 return Err(failed);
