@@ -10,13 +10,15 @@ use tokio::task::JoinHandle;
 use crate::pool_support::{Held, MS, hold, ping, quiet, still, through_a_proxy, timed, until};
 use crate::support::{Setup, batch, setup_with, table};
 
+type Settings = fn(Config) -> Config;
+
 fn scope(db: &Database) -> JoinHandle<Result<(), Error>> {
     let db = db.clone();
     tokio::spawn(async move { ping(&db).await })
 }
 
 /// Of three places two are lent, and on the third a connection is being opened for a scope.
-async fn crowded(settings: impl FnOnce(Config) -> Config) -> (Setup, Proxy, [Held; 2], JoinHandle<Result<(), Error>>) {
+async fn crowded(settings: Settings) -> (Setup, Proxy, [Held; 2], JoinHandle<Result<(), Error>>) {
     let (setup, proxy) = through_a_proxy(|config| settings(config.max_size(3))).await;
     let held = [hold(&setup.db, "one").await, hold(&setup.db, "two").await];
     proxy.hold_replies();
@@ -27,7 +29,7 @@ async fn crowded(settings: impl FnOnce(Config) -> Config) -> (Setup, Proxy, [Hel
 
 #[tokio::test]
 async fn a_health_check_that_gets_no_connection_of_a_full_pool_says_full() {
-    let cases: [(&str, fn(Config) -> Config); 3] = [
+    let cases: [(&str, Settings); 3] = [
         ("waits as long as a check may", |config| config),
         ("waits as long as any scope may", |config| config.checkout_timeout(50 * MS)),
         ("is refused", |config| config.max_waiting(0)),
