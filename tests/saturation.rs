@@ -71,8 +71,10 @@ async fn a_scope_whose_connection_is_being_opened_takes_no_place_in_the_queue() 
 #[tokio::test]
 async fn nobody_is_refused_for_a_connection_that_the_pool_looks_after() {
     let (setup, proxy) = through_a_proxy(|config| config.max_size(1).max_waiting(0).keepalive(20 * MS)).await;
+    // Behind its answer nothing of the login is on its way any more.
+    ping(&setup.db).await.unwrap();
     proxy.hold_replies();
-    // The keepalive's own question.
+    // To the keepalive's question.
     proxy.until_held(1).await;
     let first = scope(&setup.db);
     until("it waits", || setup.db.stats().waiting == 1 || first.is_finished()).await;
