@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use crate::error::{Error, Result};
-use crate::pool::{Pool, ScopeName};
+use crate::pool::{Pool, PoolStats, ScopeName};
 use crate::transaction::read;
 
 /// A check never takes longer, whatever hangs: liveness probes commonly give up after a few seconds.
@@ -67,7 +67,6 @@ pub(crate) async fn check(pool: &Arc<Pool>) -> Health {
     if let Some(full) = full(pool) {
         return Health::new(HealthStatus::Degraded, None, Some(full));
     }
-    let _background = pool.in_background();
     let asked = AtomicBool::new(false);
     let answer = timeout(TIMEOUT, ask(pool, &asked)).await;
     let latency = Some(began.elapsed());
@@ -77,16 +76,18 @@ pub(crate) async fn check(pool: &Arc<Pool>) -> Health {
             let status = if reason.is_some() { HealthStatus::Degraded } else { HealthStatus::Healthy };
             Health { latency, server_version: Some(answer.version), ..Health::new(status, None, reason) }
         }
+        Ok(Err(error)) if got_no_connection(&error, pool) => {
+            Health::new(HealthStatus::Degraded, None, Some(crowded(&pool.stats())))
+        }
         Ok(Err(error)) => Health::new(HealthStatus::Unhealthy, latency, Some(error.to_string())),
         // The check's own connection may be what makes the pool full: then the server was asked and is silent.
+        Err(_) if !asked.load(Relaxed) && pool.is_saturated() => {
+            Health::new(HealthStatus::Degraded, None, Some(crowded(&pool.stats())))
+        }
         Err(_) => {
-            if let Some(full) = full(pool).filter(|_| !asked.load(Relaxed)) {
-                Health::new(HealthStatus::Degraded, latency, Some(full))
-            } else {
-                let why = pool.last_connect_failure().map(|failure| format!("; connect failed {failure}"));
-                let reason = format!("no answer within {TIMEOUT:?}{}", why.unwrap_or_default());
-                Health::new(HealthStatus::Unhealthy, latency, Some(reason))
-            }
+            let why = pool.last_connect_failure().map(|failure| format!("; connect failed {failure}"));
+            let reason = format!("no answer within {TIMEOUT:?}{}", why.unwrap_or_default());
+            Health::new(HealthStatus::Unhealthy, latency, Some(reason))
         }
     }
 }
@@ -118,10 +119,23 @@ impl Answer {
     }
 }
 
+/// Whether a check was turned away because there is too much to do, and not because the server is away.
+fn got_no_connection(error: &Error, pool: &Pool) -> bool {
+    match error {
+        Error::Overloaded(_) => pool.last_connect_failure().is_none(),
+        Error::CheckoutTimeout(_) => pool.is_saturated(),
+        _ => false,
+    }
+}
+
 fn full(pool: &Pool) -> Option<String> {
     let stats = pool.stats();
-    (stats.checked_out >= stats.max_size)
-        .then(|| format!("the pool is full: all {} connections are out, {} scopes wait", stats.max_size, stats.waiting))
+    (stats.checked_out >= stats.max_size).then(|| crowded(&stats))
+}
+
+fn crowded(stats: &PoolStats) -> String {
+    let PoolStats { checked_out, max_size, waiting, .. } = stats;
+    format!("the pool is full: {checked_out} of {max_size} connections are out, {waiting} scopes wait")
 }
 
 fn waiting(pool: &Pool) -> Option<String> {

@@ -84,8 +84,8 @@ pub use config::{CommitResolution, Config, PasswordProvider, Retry, SessionReset
 pub use connect::{ConnectError, Phase as ConnectPhase};
 pub use database::Database;
 pub use error::{
-    AbortReason, CheckoutTimeout, CommitOutcome, CommitUnknown, ConstraintKind, Error, Result, RetriesExhausted,
-    SqlState,
+    AbortReason, CheckoutTimeout, CommitOutcome, CommitUnknown, ConstraintKind, Error, Overloaded, Result,
+    RetriesExhausted, SqlState,
 };
 pub use executor::Executor;
 pub use health::{Health, HealthStatus};

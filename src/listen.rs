@@ -124,7 +124,7 @@ impl Listening {
         match listened {
             Ok(Ok(())) => Ok(Opened { client, driver, wire, canceller, endpoint }),
             Ok(Err(error)) => Err(ConnectError::setup(&endpoint, &error)),
-            Err(_) => Err(ConnectError::timed_out(self.config.connect_timeout)),
+            Err(_) => Err(ConnectError::timed_out_at(&endpoint, self.config.connect_timeout)),
         }
     }
 
@@ -154,6 +154,10 @@ impl Listening {
             sleep(retry.backoff(attempt)).await;
             match self.open().await {
                 Ok(session) => return session,
+                // Once for each outage.
+                Err(error) if attempt == 0 => {
+                    tracing::warn!(channel = %self.channel, %error, "listener cannot connect, tries on");
+                }
                 Err(error) => tracing::debug!(channel = %self.channel, %error, "listener cannot connect"),
             }
         }

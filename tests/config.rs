@@ -21,6 +21,10 @@ async fn an_impossible_setting_is_told_before_anything_is_connected() {
             "setting `keepalive` is 1m, allowed is less than idle_timeout, which is 1m, or off",
         ),
         (config().retry(Retry::serialization(0)), "setting `retry_attempts` is 0, allowed is 1 to 1000"),
+        (
+            config().statement_cache_size(usize::MAX),
+            "setting `statement_cache_size` is 18446744073709551615, allowed is 0 to 10000",
+        ),
     ] {
         let lazily = Database::connect_lazy(config.clone()).unwrap_err();
         let at_once = Database::connect(config).await.unwrap_err();

@@ -1,10 +1,11 @@
 //! What happens to connections while nobody looks: warmed up, retired, kept alive, replaced; and nothing without a reason.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use t2m_db::testing::{Proxy, Server};
+use t2m_db::testing::{Match, Proxy, Server, When};
 use t2m_db::{Database, Error};
 
 use crate::pool_support::{MS, hold, ping, quiet, read, through_a_proxy, timed, until};
@@ -171,8 +172,8 @@ async fn an_idle_connection_that_died_silently_is_found_by_keepalive() {
     .await;
     assert_eq!((setup.db.stats().size, setup.db.stats().opened), (4, 4));
     proxy.go_silent();
-    // One each tick of the keeper, so that a borrower does not find all of them away, but none waits for another: each within
-    // cleanup_timeout for the question, and another one for the goodbye.
+    // Half of them each tick of the keeper, so that a borrower does not find all of them away, but none waits for another: each
+    // within cleanup_timeout for the question, and another one for the goodbye.
     let (_, took) = timed(until("found", || setup.db.stats().size == 0)).await;
     println!("four silent connections were gone after {took:.1?}");
     assert!(took < 200 * MS + 2 * cleanup + Duration::from_secs(1), "{took:?}");
@@ -180,6 +181,30 @@ async fn an_idle_connection_that_died_silently_is_found_by_keepalive() {
     proxy.speak();
     ping(&setup.db).await.unwrap();
     assert_eq!(setup.db.stats().resent, 0, "no scope met one");
+}
+
+#[tokio::test]
+async fn keepalive_speaks_to_every_idle_connection_however_many_there_are() {
+    const MANY: usize = 9;
+    let (setup, proxy) = through_a_proxy(|config| config.max_size(MANY as u32).keepalive(200 * MS)).await;
+    warm(&setup.db, MANY).await;
+    proxy.reset_counts();
+    let spoken_to = || {
+        let told = proxy.statements();
+        told.iter().filter(|told| told.text.is_empty()).map(|told| told.connection).collect::<HashSet<_>>().len()
+    };
+    until("all are spoken to", || spoken_to() == MANY).await;
+    let stats = setup.db.stats();
+    assert_eq!((stats.opened, stats.closed.total()), (MANY as u64, 0), "{stats:#?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_as_it_is_spoken_to_is_called_broken() {
+    let (setup, proxy) = through_a_proxy(|config| config.max_size(1).keepalive(20 * MS)).await;
+    let question = Match::new(|message| message.runs() && message.text.is_empty());
+    proxy.cut(When::AfterForward, question).await;
+    until("it is closed", || setup.db.stats().closed.total() == 1).await;
+    assert_eq!(setup.db.stats().closed.broken, 1, "not unresponsive: {:#?}", setup.db.stats());
 }
 
 #[tokio::test]

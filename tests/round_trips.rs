@@ -1,7 +1,12 @@
 //! Blocking round trips of one unit of work on a warm connection, counted by a proxy. Upper bounds: an increase fails.
 
+use std::io::Write;
+
+use diesel::deserialize::FromSql;
+use diesel::pg::{Pg, PgValue};
 use diesel::prelude::*;
-use diesel_async::RunQueryDsl;
+use diesel::serialize::{IsNull, Output, ToSql};
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use t2m_db::testing::Proxy;
 use t2m_db::{Config, Database, Error};
 
@@ -182,4 +187,67 @@ async fn a_schema_that_changes_under_a_kept_statement_is_noticed() {
     assert!(error.is_retryable(), "{error}");
     client.batch_execute("ALTER TABLE notes ADD a_third int").await.unwrap();
     db.transaction("again").run_retrying(in_transaction).await.unwrap();
+}
+
+#[derive(diesel::sql_types::SqlType, diesel::query_builder::QueryId)]
+#[diesel(postgres_type(name = "mood"))]
+struct MoodType;
+
+/// A type of the database's own: its number is looked up by its name.
+#[derive(Clone, Debug, PartialEq, diesel::expression::AsExpression, diesel::deserialize::FromSqlRow)]
+#[diesel(sql_type = MoodType)]
+struct Mood(String);
+
+impl ToSql<MoodType, Pg> for Mood {
+    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> diesel::serialize::Result {
+        out.write_all(self.0.as_bytes())?;
+        Ok(IsNull::No)
+    }
+}
+
+impl FromSql<MoodType, Pg> for Mood {
+    fn from_sql(bytes: PgValue<'_>) -> diesel::deserialize::Result<Self> {
+        Ok(Self(String::from_utf8(bytes.as_bytes().to_vec())?))
+    }
+}
+
+diesel::table! {
+    pg_prepared_statements (name) {
+        name -> Text,
+        statement -> Text,
+    }
+}
+
+#[tokio::test]
+async fn a_cache_of_none_keeps_no_statement_not_even_one_whose_types_are_looked_up() {
+    let (database, client) = table().await;
+    client.batch_execute("CREATE TYPE mood AS ENUM ('calm')").await.unwrap();
+    let config = Config::from_url(&database.url()).unwrap().max_size(1).min_idle(0).statement_cache_size(0);
+    let db = Database::connect(config).await.unwrap();
+    let kept = async || {
+        let calm = Mood("calm".to_owned());
+        for _ in 0..3 {
+            let seen: Result<Mood, Error> = db
+                .with_connection(async |conn| {
+                    Ok(diesel::select(calm.clone().into_sql::<MoodType>()).get_result(conn).await?)
+                })
+                .await;
+            assert_eq!(seen.unwrap(), calm);
+            db.with_transaction(async |tx| {
+                diesel::update(notes::table.find(1)).set(notes::seen.eq(1)).execute(tx).await.map_err(Error::from)
+            })
+            .await
+            .unwrap();
+        }
+        let text = pg_prepared_statements::statement;
+        // Not this one, and not the two questions about types that tokio-postgres asks and keeps itself.
+        let others = text.not_like("%pg_prepared_statements%").and(text.not_like("%FROM pg_catalog.pg_%"));
+        let all = pg_prepared_statements::table.select(text).filter(others);
+        let kept = db.with_connection(async |conn| Ok::<Vec<String>, Error>(all.load(conn).await?)).await;
+        kept.unwrap()
+    };
+    assert_eq!(kept().await, [""; 0]);
+    // After this the cache is emptied, which must not switch it on.
+    db.with_connection(async |conn| Ok::<_, Error>(conn.batch_execute("DEALLOCATE ALL").await?)).await.unwrap();
+    assert_eq!(kept().await, [""; 0]);
 }

@@ -8,8 +8,10 @@ use std::time::Duration;
 use diesel::sql_types::Text;
 use diesel::{QueryableByName, sql_query};
 use diesel_async::RunQueryDsl;
-use t2m_db::testing::{Server, Tls};
+use t2m_db::testing::{Server, Stop, Tls};
 use t2m_db::{Config, ConnectError, ConnectPhase, Database, Error};
+
+use crate::pool_support::{Log, hold, quiet};
 
 /// A host that the good certificate is for: by name and by address.
 const HOSTS: [&str; 2] = ["localhost", "127.0.0.1"];
@@ -221,5 +223,37 @@ async fn a_unix_socket_is_never_encrypted() {
     for parameters in ["sslmode=prefer", "sslmode=require", "sslmode=verify-full&sslrootcert=<ca>"] {
         let url = format!("{}?{}", server.url("postgres"), parameters.replace("<ca>", &authority));
         assert_eq!(opened(&url).await.unwrap(), "none", "{parameters}");
+    }
+}
+
+/// The server's address as one that is not this machine's own for all we know; the system takes it there nevertheless.
+const ELSEWHERE: &str = "0.0.0.0";
+
+#[tokio::test]
+async fn a_password_that_crosses_a_network_in_clear_text_is_warned_of_once() {
+    let server = Server::builder().tls(Tls::good()).password("app", "s3cret").start().await.unwrap();
+    for method in ["password", "scram-sha-256"] {
+        let rules = format!("local all all trust\nhost all all 127.0.0.1/32 {method}\n");
+        std::fs::write(server.directory().unwrap().join("data/pg_hba.conf"), rules).unwrap();
+        server.stop(Stop::Fast).await.unwrap();
+        server.resume().await.unwrap();
+        for (host, parameters, crosses) in [
+            (ELSEWHERE, "sslmode=disable", true),
+            (ELSEWHERE, "sslmode=require", false),
+            ("127.0.0.1", "sslmode=disable", false),
+        ] {
+            let (log, _listening) = Log::listen();
+            let url = url(&server, "app:s3cret", host, parameters);
+            let db = Database::connect(quiet(&url).max_size(2)).await.unwrap();
+            let two = [hold(&db, "one").await, hold(&db, "two").await];
+            let warnings = log.lines("asked for the password in clear text");
+            let expected = usize::from(crosses && method == "password");
+            assert_eq!(warnings.len(), expected, "{method} {host} {parameters}: {warnings:?}");
+            assert!(warnings.iter().all(|one| one.contains(ELSEWHERE)), "{warnings:?}");
+            assert!(!log.text().contains("s3cret"), "{}", log.text());
+            for one in two {
+                one.end().await.unwrap();
+            }
+        }
     }
 }

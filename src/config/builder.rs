@@ -26,7 +26,10 @@ impl Config {
         self
     }
 
-    /// Refuses a checkout at once when so many others wait already; `None` lets any number wait. **Default: `None`.**
+    /// Refuses a checkout at once when so many others wait in line already; `None` lets any number wait. **Default: `None`.**
+    ///
+    /// Who has a place and waits for its login is not in line. A place that no scope holds, because a connection is being
+    /// closed, or spoken to in the background, may be waited for beside that: with 0 nobody is refused on an idle pool.
     ///
     /// A waiter costs a few hundred bytes and `checkout_timeout` bounds how long it waits, so a bound is for those who would
     /// rather answer "busy" at once than later.
@@ -153,9 +156,9 @@ impl Config {
     ///
     /// NAT gateways and load balancers forget a silent connection, the quicker ones after 4 to 6 minutes (Azure, AWS), without
     /// telling. TCP keepalive (URL parameters `keepalives_*`) finds that out; this keeps it from happening. One that does not
-    /// answer within [`cleanup_timeout`](Self::cleanup_timeout) is closed. They are spoken to one after the other, a second apart
-    /// at most, so that a borrower never finds all of them busy; none waits for the answer of another. When set, it must be less
-    /// than `idle_timeout` and `max_lifetime`.
+    /// answer within [`cleanup_timeout`](Self::cleanup_timeout) is closed. Half of the idle ones are spoken to at a time, those
+    /// that were silent longest first, so that a borrower finds the others; none waits for the answer of another. When set, it
+    /// must be less than `idle_timeout` and `max_lifetime`.
     pub fn keepalive(mut self, idle: impl Into<Option<Duration>>) -> Self {
         self.keepalive = idle.into();
         self
@@ -195,8 +198,12 @@ impl Config {
 
     /// How many statements each connection keeps prepared; 0 keeps none. **Default: 256**, as the JDBC driver.
     ///
-    /// More than the distinct statements of a backend of this size, few enough that plans stay below some 10 MB a session.
-    /// Set 0 behind a proxy that cannot follow prepared statements (PgBouncer before 1.21 in transaction mode).
+    /// More than the distinct statements of a backend of this size, few enough that plans stay below some 10 MB a session. At
+    /// most 10,000.
+    ///
+    /// With 0 each statement is prepared anew, used and forgotten, which costs it a round trip. That does not make a pooler
+    /// usable which cannot follow prepared statements (PgBouncer before 1.21 in transaction mode): outside of a transaction a
+    /// statement and its preparation may still reach different servers. Such a one has to be used in session mode.
     pub fn statement_cache_size(mut self, statements: usize) -> Self {
         self.statement_cache_size = statements;
         self

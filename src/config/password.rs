@@ -8,7 +8,8 @@ use futures_util::future::BoxFuture;
 /// Knows the password of the next connection. For credentials that expire or rotate.
 ///
 /// Called once for each connection that is opened, within `connect_timeout`. What it returns is used for that login and
-/// dropped; it is never logged. Its error becomes the source of the connection error, so it should not hold a secret.
+/// dropped; it is never logged. Its error, with its sources, becomes part of the connection error's text, which is logged and
+/// shown by health checks: it must not hold a secret.
 ///
 /// Every function or closure that returns a future of a `Result<String, _>` is one:
 ///

@@ -12,6 +12,8 @@ use crate::Result;
 
 /// PostgreSQL's own bound of backends (`MAX_BACKENDS`).
 const MAX_SIZE: u32 = 262_143;
+/// At some 40 kB of plan each, this is what a session of the server can bear.
+const MAX_STATEMENTS: usize = 10_000;
 /// Bytes of a name in PostgreSQL (`NAMEDATALEN` without its zero).
 const MAX_NAME: usize = 63;
 /// The server counts milliseconds in an `int`, and so do Linux's sockets.
@@ -43,6 +45,10 @@ impl Config {
         if self.min_idle > self.max_size {
             let allowed = format!("0 to max_size, which is {}", self.max_size);
             return Err(invalid("min_idle", self.min_idle.to_string(), allowed));
+        }
+        if self.statement_cache_size > MAX_STATEMENTS {
+            let value = self.statement_cache_size.to_string();
+            return Err(invalid("statement_cache_size", value, format!("0 to {MAX_STATEMENTS}")));
         }
         within("retry_attempts", self.retry.attempts, 1, 1_000)
     }

@@ -72,7 +72,9 @@ impl Shared {
         let mut places: Vec<_> = self.places.iter().collect();
         self.order(&mut places);
         for (index, place) in places.iter().enumerate() {
-            let deadline = share(deadline, places.len() - index);
+            // A session that is spare has to be set up too, should nothing better come: it has a share of the time.
+            let had_spare = spare.is_some();
+            let deadline = share(deadline, places.len() - index + usize::from(had_spare));
             let mut routes = match routes(place, deadline).await {
                 Ok(routes) => routes,
                 Err(problem) => {
@@ -82,7 +84,8 @@ impl Shared {
             };
             self.order(&mut routes);
             for (index, route) in routes.iter().enumerate() {
-                let deadline = share(deadline, routes.len() - index);
+                let found_spare = spare.is_some() && !had_spare;
+                let deadline = share(deadline, routes.len() - index + usize::from(found_spare));
                 match self.attempt(route, &startup, deadline).await.and_then(|opened| self.suits(opened)) {
                     Ok(Suits::Well(opened)) => return Some(opened),
                     Ok(Suits::AtNeed(opened)) => spare = spare.or(Some(opened)),
@@ -117,7 +120,7 @@ impl Shared {
                 startup.password(password);
                 Ok(Cow::Owned(startup))
             }
-            Ok(Err(error)) => Err(Problem::provider(error)),
+            Ok(Err(error)) => Err(Problem::provider(&*error)),
             Err(_) => Err(Problem::timeout(Phase::PasswordProvider, begun.elapsed())),
         }
     }
@@ -199,6 +202,7 @@ impl Shared {
         }
         let (client, connection) = begun.map_err(|error| verdict::of_login(&error))?;
         let driver = Driver(connection);
+        startup::check(&driver)?;
         Ok(Opened {
             canceller: Canceller {
                 shared: Arc::clone(self),

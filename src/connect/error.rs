@@ -7,8 +7,8 @@ use std::time::Duration;
 
 /// Why no session could be opened: for every address that was tried, how far the attempt got and what was said.
 ///
-/// Cheap to clone. The server's own words are part of `Display`; [`source`](Error::source) is set only when a
-/// [`PasswordProvider`](crate::PasswordProvider) failed.
+/// Cheap to clone. Whatever was said is part of `Display`, by the server as by a [`PasswordProvider`](crate::PasswordProvider)
+/// that failed, so there is no [`source`](Error::source).
 #[derive(Clone)]
 pub struct ConnectError(Arc<Inner>);
 
@@ -72,12 +72,11 @@ pub(super) struct Problem {
     pub(super) hint: Option<&'static str>,
     /// Trying again, here or elsewhere, would not help or would do harm.
     pub(super) fatal: bool,
-    source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl Problem {
     pub(super) fn new(phase: Phase, detail: impl Into<String>) -> Self {
-        Self { phase, detail: detail.into(), sqlstate: None, hint: None, fatal: false, source: None }
+        Self { phase, detail: detail.into(), sqlstate: None, hint: None, fatal: false }
     }
 
     pub(super) fn hint(mut self, hint: &'static str) -> Self {
@@ -104,10 +103,19 @@ impl Problem {
             .hint("look for a firewall that drops packets or a server that is overloaded; connect_timeout is the bound")
     }
 
-    pub(super) fn provider(error: Box<dyn Error + Send + Sync>) -> Self {
-        let mut problem = Self::new(Phase::PasswordProvider, "");
-        problem.source = Some(error);
-        problem
+    /// In the provider's words, those of the error's sources too: logs, health and most callers show no more than a text.
+    pub(super) fn provider(error: &(dyn Error + 'static)) -> Self {
+        let mut detail = error.to_string();
+        let mut next = error.source();
+        while let Some(source) = next {
+            let said = source.to_string();
+            // Some say their source's words themselves.
+            if !detail.ends_with(&said) {
+                detail = format!("{detail}: {said}");
+            }
+            next = source.source();
+        }
+        Self::new(Phase::PasswordProvider, detail)
     }
 
     /// Both attempts of `sslmode=prefer` failed: the words of the one that got further, or of both.
@@ -196,12 +204,7 @@ impl fmt::Debug for ConnectError {
     }
 }
 
-impl Error for ConnectError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        let source = self.0.attempts.iter().rev().find_map(|attempt| attempt.problem.source.as_deref())?;
-        Some(source)
-    }
-}
+impl Error for ConnectError {}
 
 /// For what goes wrong around the opening of a session, at no address in particular.
 impl ConnectError {
@@ -217,6 +220,11 @@ impl ConnectError {
     /// The whole of it took longer than `connect_timeout`.
     pub(crate) fn timed_out(after: Duration) -> Self {
         Self::of("the server", Problem::timeout(Phase::Startup, after))
+    }
+
+    /// The same, when the login had gone through.
+    pub(crate) fn timed_out_at(endpoint: &str, after: Duration) -> Self {
+        Self::of(endpoint, Problem::timeout(Phase::Startup, after))
     }
 
     /// The attempt panicked, or its task was stopped with the runtime.

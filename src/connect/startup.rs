@@ -6,6 +6,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::Driver;
+use super::error::{Phase, Problem};
 use crate::config::{ChannelBinding, Config};
 
 /// All but the password of a provider.
@@ -57,6 +59,21 @@ fn options(config: &Config) -> String {
         }
     }
     options
+}
+
+/// Whether the session is as it was asked to be, by what the server reports: since PostgreSQL 14 that is part of the login.
+///
+/// A pooler may drop start-up options without a word. Outside of a read-only session a statement whose BEGIN failed would
+/// be stored, so there is no working without them.
+pub(super) fn check(driver: &Driver) -> Result<(), Problem> {
+    if driver.parameter("default_transaction_read_only") == Some("on") {
+        return Ok(());
+    }
+    let detail =
+        "the session is not read-only by default, although default_transaction_read_only=on was asked for in `options`";
+    let hint = "a pooler on the way drops start-up options: connect to the server itself, or have the pooler pass this one on \
+                (PgBouncer: into track_extra_parameters, and `options` out of ignore_startup_parameters)";
+    Err(Problem::new(Phase::Startup, detail).hint(hint).fatal())
 }
 
 /// Without a backslash at the end that would escape the space which follows. The server itself ignores such a one.

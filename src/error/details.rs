@@ -51,6 +51,52 @@ impl fmt::Display for CheckoutTimeout {
     }
 }
 
+/// A scope was refused instead of let wait. `Display` is a small report, as that of [`CheckoutTimeout`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Overloaded {
+    /// The scope that was refused.
+    pub scope: String,
+    /// How long it had waited.
+    pub waited: Duration,
+    /// Which bound was reached.
+    pub reason: &'static str,
+    /// The setting that holds that bound.
+    pub setting: &'static str,
+    /// The most sessions that may exist.
+    pub max_size: usize,
+    /// Connections that are out.
+    pub out: usize,
+    /// Scopes that wait.
+    pub waiting: usize,
+    /// The few that have held a connection longest: name, place, how long, doing what.
+    pub longest: Vec<String>,
+}
+
+impl Overloaded {
+    /// How many holders are told.
+    pub(crate) const SHOWN: usize = 3;
+}
+
+impl fmt::Display for Overloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scope, waited, reason, setting, max_size, out, waiting, longest } = self;
+        write!(f, "{scope} was refused a connection after {waited:.1?}, {reason}: ")?;
+        write!(f, "{out} of {max_size} are out, {waiting} others wait")?;
+        for holder in longest {
+            write!(f, "\n  held by {holder}")?;
+        }
+        if *out > longest.len() {
+            write!(f, "\n  and {} more", out - longest.len())?;
+        }
+        write!(
+            f,
+            "\n  try: answer \"busy\" and come again later; end the longest holders, raise `max_size`, or raise `{setting}` if \
+             waiting is better than a no"
+        )
+    }
+}
+
 /// What stood against a COMMIT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -16,7 +16,7 @@ pub(crate) use classify::{
     refusal,
 };
 pub use classify::{CommitOutcome, ConstraintKind, SqlState};
-pub use details::{AbortReason, CheckoutTimeout, CommitUnknown, RetriesExhausted};
+pub use details::{AbortReason, CheckoutTimeout, CommitUnknown, Overloaded, RetriesExhausted};
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -50,15 +50,8 @@ pub enum Error {
     CheckoutTimeout(Box<CheckoutTimeout>),
 
     /// The pool is overloaded: refused at once, or after a wait that had no prospect. Nothing was sent.
-    #[error("{scope} was refused a connection after {waited:.1?}: {reason}")]
-    Overloaded {
-        /// The scope that was refused.
-        scope: String,
-        /// How long it had waited.
-        waited: Duration,
-        /// Which bound was reached, and the setting that holds it.
-        reason: Cow<'static, str>,
-    },
+    #[error("{0}")]
+    Overloaded(Box<Overloaded>),
 
     /// The [`Database`](crate::Database) was closed.
     #[error("{scope} was refused: the database handle is closed")]

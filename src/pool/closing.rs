@@ -6,13 +6,13 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::stats::CloseReason;
-use super::{Checkout, Phase, Pool};
+use super::{Checkout, Holder, Pool, later};
 
 /// How a pool was closed.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CloseReport {
-    /// Scopes that ended by themselves within the grace.
+    /// Scopes that ended by themselves: within the grace, or with a COMMIT that was not called back any more.
     pub drained: usize,
     /// Scopes that were cancelled when the grace had passed; their transactions were rolled back.
     pub cancelled: Vec<Checkout>,
@@ -27,34 +27,44 @@ impl Pool {
     /// # Cancel safety
     /// Dropped half-way, the pool stays closed to new scopes; call it again to go on.
     pub(crate) async fn close(self: &Arc<Self>, grace: Duration) -> CloseReport {
-        let before = self.registry.len();
+        let mut scopes = self.scopes();
         self.admission.close();
         self.closing.send_replace(true);
         self.close_idle().await;
         let mut report = CloseReport::default();
-        if !self.all_returned_by(Instant::now() + grace).await {
-            for holder in self.registry.holders() {
-                let out = holder.checkout();
-                // A COMMIT that was sent is not called back.
-                if !matches!(out.phase, Phase::Committing | Phase::Reclaiming) {
-                    report.cancelled.push(out);
-                }
-                holder.tell_to_stop();
-            }
+        if !self.all_returned_by(later(Instant::now(), grace)).await {
+            // What each is doing as it is told to stop is what the reader wants to know.
+            let now = self.scopes();
+            scopes.retain(|(holder, _)| !now.iter().any(|(other, _)| Arc::ptr_eq(holder, other)));
+            scopes.extend(now);
+            self.registry.holders().iter().for_each(|holder| holder.tell_to_stop());
             // The time that a clean-up may take, and a little for the scope to be polled.
             let patience = self.config.cleanup_timeout + Duration::from_millis(100);
             if !self.all_returned_by(Instant::now() + patience).await {
-                report.leaked = self.registry.checkouts();
-                let leaked = |one: &Checkout| report.leaked.iter().any(|other| other.backend_pid == one.backend_pid);
-                report.cancelled.retain(|one| !leaked(one));
+                let leaked = self.registry.holders();
+                scopes.retain(|(holder, _)| !leaked.iter().any(|other| Arc::ptr_eq(holder, other)));
+                report.leaked = leaked.iter().map(|holder| holder.checkout()).collect();
             }
         }
-        report.drained = before.saturating_sub(report.cancelled.len() + report.leaked.len());
+        // Only now: until it was polled again, a scope that was told to stop could still end by itself, and commit.
+        for (holder, out) in scopes {
+            if holder.was_stopped() {
+                report.cancelled.push(out);
+            } else {
+                report.drained += 1;
+            }
+        }
         self.close_idle().await;
         let until = Instant::now() + self.config.cleanup_timeout;
         self.all_sessions_over(until, report.leaked.len()).await;
         let _ = timeout_at(until, self.closing.closed()).await;
         report
+    }
+
+    /// The caller's scopes that hold a connection. Our own work, as a health check, is in no report.
+    fn scopes(&self) -> Vec<(Arc<Holder>, Checkout)> {
+        let holders = self.registry.holders().into_iter().filter(|holder| !holder.scope.ours);
+        holders.map(|holder| (Arc::clone(&holder), holder.checkout())).collect()
     }
 
     async fn all_returned_by(&self, until: Instant) -> bool {

@@ -17,11 +17,16 @@ use crate::config::Config;
 const LONGEST_TICK: Duration = Duration::from_secs(1);
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
 
+/// A connection that goes from the idle ones, with its place.
+type Idle = (Held, Permit);
+
 /// Runs until the pool is dropped or closed.
 pub(super) async fn keep(pool: Weak<Pool>, config: Config) {
     let shortest = [config.max_lifetime, config.idle_timeout, config.keepalive, config.leak_threshold];
     let tick = shortest.into_iter().flatten().min().unwrap_or(LONGEST_TICK) / 4;
-    let mut ticks = tokio::time::interval(tick.clamp(SHORTEST_TICK, LONGEST_TICK));
+    // Not at once: the scope whose checkout started us is just opening the connection that we would find missing.
+    let first = tokio::time::Instant::now() + SHORTEST_TICK;
+    let mut ticks = tokio::time::interval_at(first, tick.clamp(SHORTEST_TICK, LONGEST_TICK));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -29,7 +34,6 @@ pub(super) async fn keep(pool: Weak<Pool>, config: Config) {
         if pool.admission.is_closed() {
             return;
         }
-        let _background = pool.in_background();
         pool.notice_leaks();
         pool.tend_idle();
         pool.warm_up().await;
@@ -37,10 +41,9 @@ pub(super) async fn keep(pool: Weak<Pool>, config: Config) {
 }
 
 impl Pool {
-    /// Connections that are out or idle: those that are being closed count no more.
+    /// Connections that are out, idle or being opened: those that are being closed count no more.
     fn live(&self) -> usize {
-        let stats = self.stats();
-        stats.checked_out + stats.idle
+        self.in_use() + self.idle()
     }
 
     /// Logs a lease once when it has been out too long.
@@ -63,47 +66,69 @@ impl Pool {
 
     /// Closes idle connections that are too old, too long idle or dead, and sends a byte over quiet ones.
     fn tend_idle(self: &Arc<Self>) {
+        let (leaving, quiet) = self.sort_idle();
+        for ((held, permit), reason) in leaving {
+            drop(self.close_session(held, permit, reason));
+        }
+        for (held, permit) in quiet {
+            // In a task of its own: none waits for one that does not answer.
+            let pool = Arc::clone(self);
+            tokio::spawn(async move { pool.keep_alive(held, permit).await });
+        }
+    }
+
+    /// Looks at every idle connection: those that are to be closed, and those that are to be spoken to. The others are idle
+    /// again, the one used last on top.
+    ///
+    /// They are taken without a permit, since they are back before anybody else has the turn: whoever wants one meanwhile
+    /// waits for that, and is neither refused nor made to open one. What does not go back needs a permit. If none is free,
+    /// somebody is about to use that connection.
+    fn sort_idle(&self) -> (Vec<(Idle, CloseReason)>, Vec<Idle>) {
         let mut spare = self.live().saturating_sub(self.config.min_idle as usize);
-        let mut good: Vec<(Held, Permit)> = Vec::new();
-        let mut quiet = None;
-        // Everything idle is looked at without an await, so nobody finds the pool empty for long.
-        while let Ok(Some(permit)) = self.admission.try_admit() {
-            let Some(held) = self.take_idle() else { break };
-            let now = Instant::now();
-            let idle = now.duration_since(held.idle_since);
-            let reason = if held.is_dead() {
-                Some(CloseReason::Broken)
-            } else if !self.is_current(&held) {
-                Some(CloseReason::Outdated)
-            } else if held.retire_at.is_some_and(|at| at <= now) {
-                Some(CloseReason::Lifetime)
-            } else if spare > 0 && self.config.idle_timeout.is_some_and(|limit| idle >= limit) {
-                Some(CloseReason::Idle)
-            } else {
-                None
-            };
-            if let Some(reason) = reason {
-                spare = spare.saturating_sub(1);
-                drop(self.close_session(held, permit, reason));
-            } else if quiet.is_none() && self.config.keepalive.is_some_and(|every| held.heard_of.elapsed() >= every) {
-                // One each tick: a borrower must not find all of them away.
-                quiet = Some((held, permit));
-            } else {
-                good.push((held, permit));
+        let permit = || self.admission.try_admit().ok().flatten();
+        let (mut leaving, mut quiet, mut good) = (Vec::new(), Vec::new(), Vec::new());
+        let turn = self.taking.lock();
+        while let Some(held) = self.take_next(&turn) {
+            let reason = self.why_close(&held, spare > 0);
+            match reason.and_then(|reason| Some((reason, permit()?))) {
+                Some((reason, permit)) => {
+                    spare = spare.saturating_sub(1);
+                    leaving.push(((held, permit), reason));
+                }
+                None => good.push(held),
             }
         }
-        // The one used last was taken first: back in reverse order it is on top again. bb8 first, then the permit.
-        while let Some((held, permit)) = good.pop() {
-            drop(held);
-            drop(permit);
+        if let Some(every) = self.config.keepalive {
+            good.sort_unstable_by_key(|held| held.heard_of);
+            // Those that were silent longest, and at most half: a borrower must not find all of them away.
+            let half = good.len().div_ceil(2);
+            let due = good.iter().take(half).take_while(|held| held.heard_of.elapsed() >= every).count();
+            for held in good.drain(..due).collect::<Vec<_>>() {
+                match permit() {
+                    Some(permit) => quiet.push((held, permit)),
+                    None => good.push(held),
+                }
+            }
         }
-        if let Some((held, permit)) = quiet {
-            // In a task of its own: the others do not wait for one that does not answer.
-            let (pool, background) = (Arc::clone(self), self.in_background());
-            tokio::spawn(async move {
-                pool.keep_alive(held, permit).await;
-                drop(background);
-            });
+        good.sort_unstable_by_key(|held| held.idle_since);
+        good.into_iter().for_each(drop);
+        drop(turn);
+        (leaving, quiet)
+    }
+
+    fn why_close(&self, held: &Held, spare: bool) -> Option<CloseReason> {
+        let now = Instant::now();
+        let idle = now.duration_since(held.idle_since);
+        if held.is_dead() {
+            Some(CloseReason::Broken)
+        } else if !self.is_current(held) {
+            Some(CloseReason::Outdated)
+        } else if held.retire_at.is_some_and(|at| at <= now) {
+            Some(CloseReason::Lifetime)
+        } else if spare && self.config.idle_timeout.is_some_and(|limit| idle >= limit) {
+            Some(CloseReason::Idle)
+        } else {
+            None
         }
     }
 
@@ -113,12 +138,13 @@ impl Pool {
         let idle_since = held.idle_since;
         let mut lease = Lease::new(Arc::clone(self), permit, held, scope);
         let answer = tokio::time::timeout(self.config.cleanup_timeout, lease.session().batch("")).await;
-        if matches!(answer, Ok(Ok(()))) {
-            lease.check_in_unused(idle_since);
-        } else {
-            lease.session_mut().close = Some(CloseReason::Unresponsive);
-            lease.check_in();
-        }
+        let reason = match answer {
+            Ok(Ok(())) => return lease.check_in_unused(idle_since),
+            Ok(Err(_)) => CloseReason::Broken,
+            Err(_) => CloseReason::Unresponsive,
+        };
+        lease.session_mut().close = Some(reason);
+        lease.check_in();
     }
 
     /// Opens connections up to `min_idle`, one after the other: there is no hurry.

@@ -21,6 +21,7 @@ mod manager;
 mod nested;
 mod opening;
 mod reclaim;
+mod refusal;
 mod registry;
 mod replace;
 mod session;
@@ -57,10 +58,18 @@ pub use stats::{Closed, Distribution, PoolStats};
 
 use crate::config::Config;
 use crate::connect::{ConnectError, Connector};
-use crate::error::{CheckoutTimeout, Error, Result};
+use crate::error::{Error, Result};
 use crate::statement::Doorkeeper;
 
 const SHUTTING_DOWN: &str = "the runtime is shutting down";
+
+/// Longer than any process lives, and within what the clock can count.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// `span` after `from`, however long a span the caller has in mind.
+pub(crate) fn later(from: Instant, span: Duration) -> Instant {
+    from + span.min(FOR_EVER)
+}
 
 /// A connection as bb8 lends it.
 pub(crate) type Held = bb8::PooledConnection<'static, Manager>;
@@ -81,6 +90,8 @@ pub(crate) struct Pool {
     epoch: Arc<AtomicU64>,
     /// Server sessions whose socket is open.
     open: Arc<AtomicUsize>,
+    /// Permits that are only held until a session is over.
+    leaving: Arc<AtomicUsize>,
     /// A lease came back.
     returned: Notify,
     /// For sessions beside the pool. Each holds a receiver until it is gone.
@@ -107,15 +118,6 @@ impl std::fmt::Debug for Pool {
 
 /// A background task of the handle's. It gets the pool weakly and ends by itself.
 pub(crate) type Companion = Box<dyn FnOnce(Weak<Pool>) -> BoxFuture<'static, ()> + Send>;
-
-/// See [`Pool::in_background`].
-struct Background(Arc<Pool>);
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        self.0.admission.end_in_background();
-    }
-}
 
 /// How long a checkout may take, and what says so.
 #[derive(Clone, Copy, Debug)]
@@ -161,6 +163,7 @@ impl Pool {
             retries,
             epoch,
             open,
+            leaving: Arc::default(),
             returned: Notify::new(),
             closing: watch::Sender::new(false),
             connector,
@@ -191,7 +194,7 @@ impl Pool {
         // A deadline that has passed allows one attempt, and `connect_timeout` bounds that.
         let opened = self.open(permit, Instant::now(), Whose::Nobodys).await;
         drop(opened.map_err(|error| Error::Connect(Box::new(error)))?);
-        // Only now: the keeper would not see it coming, and open one too.
+        // Only now: a handle that could not connect has nothing to keep.
         self.start();
         Ok(())
     }
@@ -227,12 +230,35 @@ impl Pool {
     }
 
     async fn wait(self: &Arc<Self>, scope: ScopeName, limit: Limit) -> Result<Lease> {
-        nested::check(self, scope)?;
         let began = Instant::now();
-        match self.admission.admit(limit.until).await {
-            Ok(permit) => self.lease(permit, None, scope, limit, began).await,
-            Err(refused) => Err(self.refusal(&refused, scope, limit, began)),
-        }
+        let permit = self.in_line(scope, limit, began).await?;
+        self.lease(permit, None, scope, limit, began).await
+    }
+
+    /// Waits for a permit; none was to be had at once.
+    async fn in_line(self: &Arc<Self>, scope: ScopeName, limit: Limit, began: Instant) -> Result<Permit> {
+        nested::check(self, scope)?;
+        let coming = self.config.max_waiting.map_or(0, |_| self.coming());
+        let admitted = self.admission.admit(limit.until, coming).await;
+        admitted.map_err(|refused| self.refusal(&refused, scope, limit, began))
+    }
+
+    /// Places that become free without anybody's help: neither lent to a scope nor promised to one that is waiting for its
+    /// login. On them a connection is being opened, looked after or closed.
+    fn coming(&self) -> usize {
+        let taken = self.registry.scopes() + self.admission.logging_in();
+        (self.config.max_size as usize).saturating_sub(taken)
+    }
+
+    /// Places that are lent, or on which a connection is being opened: all but those whose session is ending.
+    fn in_use(&self) -> usize {
+        self.admission.out().saturating_sub(self.leaving.load(SeqCst))
+    }
+
+    /// Whether who gets no connection waits for the scopes that have them, and not for the server.
+    pub(crate) fn is_saturated(&self) -> bool {
+        let all_out = self.admission.out() >= self.config.max_size as usize;
+        all_out && self.registry.len() * 2 > self.in_use() && self.opening.failures().is_empty()
     }
 
     async fn lease(
@@ -272,12 +298,6 @@ impl Pool {
         Ok(lease)
     }
 
-    /// Marks what is done until the guard is dropped as work of our own that ends soon by itself.
-    pub(crate) fn in_background(self: &Arc<Self>) -> impl Drop + Send + 'static {
-        self.admission.begin_in_background();
-        Background(Arc::clone(self))
-    }
-
     /// Changes when the pool is closed or dropped; `close` waits until nobody holds one of these any more.
     pub(crate) fn until_closing(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
@@ -307,7 +327,7 @@ impl Pool {
                 None => break,
             }
         }
-        let _waiting = self.admission.wait_in_line();
+        let _waiting = self.admission.wait_for_login();
         self.open(permit, until, whose).await
     }
 
@@ -350,51 +370,12 @@ impl Pool {
         }
     }
 
-    fn refusal(&self, refused: &Refused, scope: ScopeName, limit: Limit, began: Instant) -> Error {
-        let count = |counter| {
-            if !scope.ours {
-                add(counter);
-            }
-        };
-        let (scope, waited) = (scope.to_string(), began.elapsed());
-        match refused {
-            Refused::Closed => Error::Closed { scope },
-            Refused::TimedOut => {
-                count(&self.counters.timeouts);
-                Error::CheckoutTimeout(Box::new(self.checkout_timeout(scope, waited, limit.set_by)))
-            }
-            Refused::QueueFull => {
-                count(&self.counters.shed);
-                let reason = "as many others wait as `max_waiting` allows".into();
-                Error::Overloaded { scope, waited, reason }
-            }
-            Refused::Shed => {
-                count(&self.counters.shed);
-                let reason = "every wait of the last `queue_interval` was longer than `queue_target`".into();
-                Error::Overloaded { scope, waited, reason }
-            }
-        }
-    }
-
-    fn checkout_timeout(&self, scope: String, waited: Duration, limit: &'static str) -> CheckoutTimeout {
-        CheckoutTimeout {
-            scope,
-            waited,
-            limit,
-            size: session::count(&self.open),
-            max_size: self.config.max_size as usize,
-            waiting: self.admission.waiting(),
-            holders: self.registry.checkouts().iter().map(ToString::to_string).collect(),
-            connect_failures: self.opening.failures(),
-        }
-    }
-
     pub(crate) fn stats(&self) -> PoolStats {
         let mut stats = self.counters.totals();
         stats.size = session::count(&self.open);
         stats.max_size = self.config.max_size as usize;
         stats.checked_out = self.registry.len();
-        stats.idle = self.bb8.state().idle_connections as usize;
+        stats.idle = self.idle();
         stats.waiting = self.admission.waiting();
         stats.reclaiming = self.registry.reclaiming();
         stats

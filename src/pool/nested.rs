@@ -22,16 +22,16 @@ pub(crate) fn inside<F: Future>(holder: &Arc<Holder>, body: F) -> impl Future<Ou
 
 /// Refuses `scope` if the code that opens it is inside another scope of the same pool. Called when it would have to wait.
 ///
-/// It may wait for a health check or the like: that ends by itself. Whoever gets that permit first ends too, since a
-/// scope that is opened inside of *it* is refused here.
+/// It may wait for a place that comes without anybody's help, as that of a health check. Whoever gets that one first ends
+/// too, since a scope that is opened inside of *it* is refused here.
 pub(super) fn check(pool: &Arc<Pool>, scope: ScopeName) -> Result<()> {
-    if pool.admission.is_any_in_background() {
-        return Ok(());
-    }
     let innermost = around();
     let mut around = innermost.as_deref();
     while let Some(holder) = around {
         if holder.pool == id(pool) {
+            if pool.coming() > 0 {
+                return Ok(());
+            }
             return Err(Error::NestedCheckout {
                 inner: scope.to_string(),
                 outer: holder.scope.to_string(),

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::admission::Permit;
+use super::manager::Failed;
 use super::{Held, Pool};
 use crate::connect::ConnectError;
 
@@ -103,11 +104,16 @@ impl Pool {
                 };
                 tokio::select! {
                     opened = pool.open_until(deadline, nobody_cares.clone()) => opened,
-                    () = given_up => Err(ConnectError::stopped(&"the pool was closed")),
+                    // A session that is cut off by this is waited for by `close`.
+                    () = given_up => Err(ConnectError::stopped(&"the pool was closed").into()),
                 }
             };
+            let opened = match opened {
+                Ok(held) => Ok((held, permit)),
+                Err(failed) => Err(pool.give_up(failed, permit)),
+            };
             // Unsent, the pair is dropped in order: first the connection goes back to bb8, then the permit is free.
-            drop(answer.send(opened.map(|held| (held, permit))));
+            drop(answer.send(opened));
         });
         match result.await {
             Ok(opened) => opened,
@@ -118,34 +124,42 @@ impl Pool {
         }
     }
 
+    /// Gives the place of an attempt that failed away, as soon as nothing is left of it.
+    pub(super) fn give_up(&self, failed: Failed, permit: Permit) -> ConnectError {
+        let Failed { error, left } = failed;
+        if let Some(ending) = left {
+            drop(self.when_over(ending, permit));
+        }
+        error
+    }
+
     /// Tries until `deadline`, or until nobody cares for the result any more. An attempt that has begun is finished.
-    async fn open_until(
-        &self,
-        deadline: Instant,
-        nobody_cares: impl Future<Output = ()>,
-    ) -> Result<Held, ConnectError> {
+    async fn open_until(&self, deadline: Instant, nobody_cares: impl Future<Output = ()>) -> Result<Held, Failed> {
         let mut nobody_cares = pin!(nobody_cares);
         loop {
             let mut probe = None;
             if self.opening.down.load(SeqCst) {
                 let began = Instant::now();
-                let turn = tokio::time::timeout_at(deadline, self.opening.probe.lock()).await;
-                let turn = turn.map_err(|_| ConnectError::timed_out(began.elapsed()))?;
+                let turn = tokio::select! {
+                    turn = tokio::time::timeout_at(deadline, self.opening.probe.lock()) => turn.ok(),
+                    () = &mut nobody_cares => None,
+                };
+                let turn = turn.ok_or_else(|| ConnectError::timed_out(began.elapsed()))?;
                 // If it came back while we waited, everybody may try.
                 if self.opening.down.load(SeqCst) {
                     if let Some(next) = turn.next {
                         tokio::select! {
                             () = tokio::time::sleep_until(next.min(deadline)) => {}
-                            () = &mut nobody_cares => return Err(ConnectError::timed_out(began.elapsed())),
+                            () = &mut nobody_cares => return Err(ConnectError::timed_out(began.elapsed()).into()),
                         }
                         if next > deadline {
-                            return Err(ConnectError::timed_out(began.elapsed()));
+                            return Err(ConnectError::timed_out(began.elapsed()).into());
                         }
                     }
                     probe = Some(turn);
                 }
             }
-            let error = match self.bb8.dedicated_connection().await {
+            let failed = match self.bb8.dedicated_connection().await {
                 Ok(session) => {
                     self.opening.succeeded();
                     if let Some(pace) = &mut probe {
@@ -153,25 +167,32 @@ impl Pool {
                     }
                     return Ok(self.store_and_take(session));
                 }
-                Err(error) => error,
+                Err(failed) => failed,
             };
-            self.opening.failed(&error);
+            self.opening.failed(&failed.error);
             // One of those that did not know yet: it goes to the end of the line.
-            let next = match &mut probe {
-                Some(pace) => {
-                    pace.slow_down();
-                    pace.next.unwrap_or(deadline)
-                }
-                None => Instant::now() + jittered(FIRST_PAUSE),
+            let (next, pause) = if let Some(mut pace) = probe {
+                pace.slow_down();
+                (pace.next.unwrap_or(deadline), None)
+            } else {
+                let next = Instant::now() + jittered(FIRST_PAUSE);
+                (next, Some(next))
             };
-            if error.is_fatal() || next >= deadline {
-                return Err(error);
+            if failed.error.is_fatal() || next >= deadline {
+                return Err(failed);
             }
-            if probe.is_none() {
-                tokio::select! {
-                    () = tokio::time::sleep_until(next) => {}
-                    () = &mut nobody_cares => return Err(error),
+            // What is left of this attempt has the place until it is over. Others may probe meanwhile.
+            let ready = async {
+                if let Some(ending) = &failed.left {
+                    ending.over().await;
                 }
+                if let Some(next) = pause {
+                    tokio::time::sleep_until(next).await;
+                }
+            };
+            tokio::select! {
+                () = ready => {}
+                () = &mut nobody_cares => return Err(failed),
             }
         }
     }

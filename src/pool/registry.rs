@@ -110,6 +110,7 @@ pub(crate) struct Holder {
     pub(crate) started: AtomicU64,
     pub(crate) ended: AtomicU64,
     told_to_stop: AtomicBool,
+    stopped: AtomicBool,
     stop: AtomicWaker,
     pub(crate) leak_told: AtomicBool,
 }
@@ -126,6 +127,7 @@ impl Holder {
             started: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             told_to_stop: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             stop: AtomicWaker::new(),
             leak_told: AtomicBool::new(false),
         }
@@ -172,6 +174,15 @@ impl Holder {
         self.told_to_stop.load(SeqCst)
     }
 
+    /// The scope obeyed: it was cut off, and did not just end by itself.
+    pub(crate) fn note_stopped(&self) {
+        self.stopped.store(true, SeqCst);
+    }
+
+    pub(super) fn was_stopped(&self) -> bool {
+        self.stopped.load(SeqCst)
+    }
+
     pub(crate) fn checkout(&self) -> Checkout {
         let wire = Arc::clone(&self.wire.lock());
         let phase = match self.stage.load(Relaxed) {
@@ -210,6 +221,11 @@ impl Registry {
 
     pub(crate) fn len(&self) -> usize {
         self.holders.lock().len()
+    }
+
+    /// How many scopes of the caller's hold one, their clean-ups included.
+    pub(super) fn scopes(&self) -> usize {
+        self.holders.lock().iter().filter(|(_, holder)| !holder.scope.ours).count()
     }
 
     pub(crate) fn reclaiming(&self) -> usize {

@@ -1,6 +1,7 @@
 //! Sessions that end, and those that follow them: a place in `max_size` never has two.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -52,11 +53,12 @@ impl Pool {
             let _ = free.send(permit);
             return freed;
         }
-        let patience = self.config.cleanup_timeout;
+        let (patience, leaving) = (self.config.cleanup_timeout, Leaving::new(&self.leaving));
         self.spawn(async move {
             if tokio::time::timeout(patience, ending.over()).await.is_err() {
                 ending.cut();
             }
+            drop(leaving);
             let _ = free.send(permit);
         });
         freed
@@ -67,5 +69,21 @@ impl Pool {
         held.close = Some(reason);
         self.counters.count_closed(reason);
         drop(held);
+    }
+}
+
+/// Counts a place whose session is ending, until it is given away.
+struct Leaving(Arc<AtomicUsize>);
+
+impl Leaving {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
     }
 }

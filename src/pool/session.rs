@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::num::NonZeroU32;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -94,6 +95,13 @@ impl Ending {
     }
 }
 
+/// A login that went through: there is a session, whatever becomes of the attempt.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) endpoint: String,
+    pub(super) ending: Arc<Ending>,
+}
+
 /// A live session. What bb8 stores.
 pub(crate) struct Session {
     pub(crate) conn: AsyncPgConnection,
@@ -126,17 +134,24 @@ impl std::fmt::Debug for Session {
 
 impl Session {
     /// Makes a session of a connection that has just logged in: two round trips, diesel's own.
+    ///
+    /// # Cancel safety
+    /// Dropped, the session is closed; its end is that of `begun`.
     pub(super) async fn establish(
         opened: Opened,
         config: &Config,
         epoch: u64,
         open: &Arc<AtomicUsize>,
+        begun: &OnceLock<Begun>,
     ) -> Result<Self, ConnectError> {
-        let Opened { client, driver, wire, canceller, endpoint, .. } = opened;
+        let Opened { client, driver, wire, canceller, endpoint } = opened;
         let ending = Arc::new(Ending::default());
-        let guard = Over { ending: Arc::clone(&ending), open: Arc::clone(open) };
-        guard.open.fetch_add(1, SeqCst);
-        tokio::spawn(drive(driver, guard, config.cleanup_timeout));
+        // Before the first await: an attempt that is given up at one of them leaves a task that ends.
+        let closer = CloseOnDrop(Arc::clone(&ending));
+        open.fetch_add(1, SeqCst);
+        let over = Over { ending: Arc::clone(&ending), open: Arc::clone(open) };
+        tokio::spawn(drive(over, driver, config.cleanup_timeout));
+        let _ = begun.set(Begun { endpoint: endpoint.clone(), ending: Arc::clone(&ending) });
         // Sent before the client is given away, read while diesel sets up: no round trip of its own.
         let rows = client.simple_query_raw(IDENTITY).await;
         let identity = async {
@@ -144,8 +159,11 @@ impl Session {
             rows.iter().find_map(identity_of)
         };
         let (conn, identity) = future::join(AsyncPgConnection::try_from(client), identity).await;
-        let conn = conn.map_err(|error| ConnectError::setup(&endpoint, &error))?;
-        let closer = CloseOnDrop(Arc::clone(&ending));
+        let mut conn = conn.map_err(|error| ConnectError::setup(&endpoint, &error))?;
+        if config.statement_cache_size == 0 {
+            // For what never passes `Kept`: a query whose types are looked up is left to diesel-async whole.
+            conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+        }
         let now = Instant::now();
         // Up to a tenth earlier.
         let retire_at = config.max_lifetime.map(|limit| now + limit.mul_f64(1.0 - fastrand::f64() / 10.0));
@@ -303,7 +321,9 @@ impl Drop for Over {
 }
 
 /// Moves the bytes of one session until it ends, and keeps what was said at the end.
-async fn drive(mut driver: Driver, over: Over, patience: Duration) {
+///
+/// `over` comes first and so is dropped last: when the session is said to be over, its socket is closed.
+async fn drive(over: Over, mut driver: Driver, patience: Duration) {
     let ending = Arc::clone(&over.ending);
     let mut messages = pin!(stream::poll_fn(|cx| driver.poll_message(cx)));
     let mut close = pin!(async {

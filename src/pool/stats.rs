@@ -18,6 +18,8 @@ pub(crate) enum CloseReason {
     Outdated,
     /// Statements whose preparation was cut off had piled up on the server.
     Worn,
+    /// The one piece of work that it was opened for is done.
+    Finished,
     /// The pool was closed.
     Shutdown,
 }
@@ -130,6 +132,8 @@ pub struct Closed {
     pub outdated: u64,
     /// Statements whose preparation was cut off had piled up on the server.
     pub worn: u64,
+    /// The one piece of work that they were opened for, migrations, was done.
+    pub finished: u64,
     /// The pool was closed.
     pub shutdown: u64,
 }
@@ -137,8 +141,8 @@ pub struct Closed {
 impl Closed {
     /// All of them.
     pub fn total(&self) -> u64 {
-        let Self { broken, lifetime, idle, unresponsive, outdated, worn, shutdown } = *self;
-        broken + lifetime + idle + unresponsive + outdated + worn + shutdown
+        let Self { broken, lifetime, idle, unresponsive, outdated, worn, finished, shutdown } = *self;
+        broken + lifetime + idle + unresponsive + outdated + worn + finished + shutdown
     }
 }
 
@@ -220,6 +224,7 @@ macro_rules! counters {
             pub(crate) closed_unresponsive: AtomicU64,
             pub(crate) closed_outdated: AtomicU64,
             pub(crate) closed_worn: AtomicU64,
+            pub(crate) closed_finished: AtomicU64,
             pub(crate) closed_shutdown: AtomicU64,
             pub(crate) wait: Histogram,
             pub(crate) hold: Histogram,
@@ -239,6 +244,7 @@ macro_rules! counters {
                         unresponsive: self.closed_unresponsive.load(Relaxed),
                         outdated: self.closed_outdated.load(Relaxed),
                         worn: self.closed_worn.load(Relaxed),
+                        finished: self.closed_finished.load(Relaxed),
                         shutdown: self.closed_shutdown.load(Relaxed),
                     },
                     wait: self.wait.snapshot(),
@@ -266,6 +272,7 @@ impl Counters {
             CloseReason::Unresponsive => &self.closed_unresponsive,
             CloseReason::Outdated => &self.closed_outdated,
             CloseReason::Worn => &self.closed_worn,
+            CloseReason::Finished => &self.closed_finished,
             CloseReason::Shutdown => &self.closed_shutdown,
         };
         add(counter);

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use futures_util::FutureExt;
+use parking_lot::MutexGuard;
 
 use super::admission::Permit;
 use super::stats::CloseReason;
@@ -11,11 +12,21 @@ use super::{Held, Pool, Session};
 impl Pool {
     /// The connection that was used last, if one is idle.
     pub(super) fn take_idle(&self) -> Option<Held> {
+        self.take_next(&self.taking.lock())
+    }
+
+    /// How many are idle. Those that are only looked at for a moment count: who looks has the turn.
+    pub(super) fn idle(&self) -> usize {
         let _turn = self.taking.lock();
+        self.bb8.state().idle_connections as usize
+    }
+
+    /// As [`take_idle`](Self::take_idle), for who has the turn already: nobody opens a connection while all are in his hand.
+    pub(super) fn take_next(&self, _turn: &MutexGuard<'_, ()>) -> Option<Held> {
         if self.bb8.state().idle_connections == 0 {
             return None;
         }
-        #[expect(clippy::disallowed_methods, reason = "under a permit, with one idle: it is there at the first poll")]
+        #[expect(clippy::disallowed_methods, reason = "with one idle and the turn ours: it is there at the first poll")]
         self.bb8.get_owned().now_or_never()?.ok()
     }
 

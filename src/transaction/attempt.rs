@@ -19,7 +19,7 @@ use super::connection::{Connection, Transaction};
 use super::options::TransactionBuilder;
 use super::scope::{After, Mode, Scope};
 use crate::error::{AbortReason, CommitOutcome, CommitUnknown, Error, is_consequence, is_timeout};
-use crate::pool::{Counters, Holder, Pool, ScopeName, Why, add, inside};
+use crate::pool::{Counters, Holder, Pool, ScopeName, Why, add, inside, later};
 use crate::wire::Status;
 
 /// The time that a scope has.
@@ -35,7 +35,7 @@ impl Budget {
     }
 
     pub(super) fn until(&self) -> Option<Instant> {
-        self.whole.map(|whole| self.began + whole)
+        self.whole.map(|whole| later(self.began, whole))
     }
 
     fn limit_of_commit(self) -> Option<Limit> {
@@ -204,6 +204,7 @@ async fn guarded<T>(body: impl Future<Output = T>, holder: &Holder, until: Optio
         }
         // A COMMIT that `commit_with` sent is not called back.
         if holder.is_told_to_stop(cx.waker()) && !holder.is_committing() {
+            holder.note_stopped();
             return Poll::Ready(End::Stopped);
         }
         if until.is_some() && timer.as_mut().poll(cx).is_ready() {

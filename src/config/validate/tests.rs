@@ -48,6 +48,8 @@ fn impossible_sizes() {
     refused(&config().max_size(300_000), "setting `max_size` is 300000, allowed is 1 to 262143");
     refused(&config().max_size(4).min_idle(5), "setting `min_idle` is 5, allowed is 0 to max_size, which is 4");
     refused(&config().retry(Retry::serialization(0)), "setting `retry_attempts` is 0, allowed is 1 to 1000");
+    config().statement_cache_size(10_000).validate().unwrap();
+    refused(&config().statement_cache_size(10_001), "setting `statement_cache_size` is 10001, allowed is 0 to 10000");
 }
 
 #[test]

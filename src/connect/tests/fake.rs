@@ -21,6 +21,8 @@ pub(super) enum Mood {
     Standby,
     /// Does not say what it is.
     Proxy,
+    /// A pooler that drops the start-up options: the session is not read-only by default.
+    Forgetful,
     /// Accepts, and says nothing more.
     Silent,
     /// Closes at once.
@@ -130,13 +132,16 @@ pub(super) fn answer(mood: Mood) -> Vec<u8> {
             message(&mut bytes, b'R', how);
             return bytes;
         }
-        Mood::Primary => Some("off"),
+        Mood::Primary | Mood::Forgetful => Some("off"),
         Mood::Standby => Some("on"),
         _ => None,
     };
     message(&mut bytes, b'R', &[0, 0, 0, 0]);
     if let Some(status) = status {
         message(&mut bytes, b'S', format!("in_hot_standby\0{status}\0").as_bytes());
+    }
+    if !matches!(mood, Mood::Forgetful) {
+        message(&mut bytes, b'S', b"default_transaction_read_only\0on\0");
     }
     message(&mut bytes, b'S', b"server_version\x0015.99 (Fake)\0");
     message(&mut bytes, b'K', &[0, 0, 0, 7, 0, 0, 0, 9]);

@@ -93,6 +93,26 @@ async fn session_attributes_choose_the_server() {
 }
 
 #[tokio::test]
+async fn a_silent_host_leaves_time_for_the_spare_one() {
+    let (primary, silent) = (Fake::start(Mood::Primary).await, Fake::start(Mood::Silent).await);
+    let config = Config::from_url(&url(&[primary.port, silent.port], "?target_session_attrs=prefer-standby")).unwrap();
+    let connector = Connector::new(&config.connect_timeout(Duration::from_secs(2))).unwrap();
+    let begun = Instant::now();
+    let opened = connector.connect().await.unwrap();
+    assert_eq!(opened.endpoint, format!("127.0.0.1:{}", primary.port));
+    assert!(begun.elapsed() < Duration::from_millis(1_700), "none is left to set it up: {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_session_that_is_not_read_only_by_default_is_refused() {
+    let (forgetful, other) = (Fake::start(Mood::Forgetful).await, Fake::start(Mood::Primary).await);
+    let error = failure(&connector(&url(&[forgetful.port, other.port], ""))).await;
+    assert_eq!((error.phase(), error.is_fatal()), (Phase::Startup, true));
+    let told = error.to_string();
+    assert!(told.contains("default_transaction_read_only") && told.contains("ignore_startup_parameters"), "{told}");
+}
+
+#[tokio::test]
 async fn random_order_reaches_every_host() {
     let (one, two) = (Fake::start(Mood::Primary).await, Fake::start(Mood::Primary).await);
     let connector = connector(&url(&[one.port, two.port], "?load_balance_hosts=random"));
@@ -137,15 +157,21 @@ async fn each_connection_asks_for_its_password() {
     assert_eq!(asked.load(Relaxed), 3);
 }
 
+/// An error whose reason is in its source.
+#[derive(Debug, thiserror::Error)]
+#[error("the vault is sealed")]
+struct Sealed(#[source] io::Error);
+
 #[tokio::test]
 async fn a_provider_that_fails_or_hangs_is_named() {
     let fake = Fake::start(Mood::Primary).await;
     let config = || Config::from_url(&url(&[fake.port], "")).unwrap().connect_timeout(Duration::from_millis(100));
-    let fails = config().password_provider(async || Err::<String, _>("the vault is sealed"));
+    let fails = config().password_provider(async || Err::<String, _>(Sealed(io::Error::other("the seal is broken"))));
     let error = failure(&Connector::new(&fails).unwrap()).await;
     assert_eq!((error.phase(), error.is_fatal()), (Phase::PasswordProvider, false));
-    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the vault is sealed");
-    assert!(!error.to_string().contains("sealed"), "told by source()");
+    let told = error.to_string();
+    assert!(told.ends_with("the password provider failed: the vault is sealed: the seal is broken"), "{told}");
+    assert!(std::error::Error::source(&error).is_none(), "it would be told twice");
 
     let hangs = config().password_provider(std::future::pending::<Result<String, io::Error>>);
     let error = failure(&Connector::new(&hangs).unwrap()).await;
