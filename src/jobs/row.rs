@@ -11,7 +11,9 @@ use uuid::Uuid;
 use super::{Configuration, ErrorInfo, Metrics, Stage};
 use crate::error::{Error, Result};
 use crate::schema::jobs;
-use crate::types::{Broken, Document, JobId, JobStatus, JobType, Priority, Seconds, UserId, finite, number, text_opt};
+use crate::types::{
+    Broken, Document, JobId, JobStatus, JobType, Priority, Seconds, UserId, bytes, document, finite, number, text_opt,
+};
 
 /// A job that is not deleted.
 #[derive(Debug, Clone, PartialEq, Serialize, Queryable, Selectable)]
@@ -113,7 +115,7 @@ impl NewJob {
             let value = self.max_retries.to_string();
             return Err(Error::Invalid { field: "job.max_retries", value, allowed: "0 to 100".into() });
         }
-        Ok(())
+        document("job.configuration", &self.configuration)
     }
 }
 
@@ -141,7 +143,11 @@ pub struct Completion {
 impl Completion {
     pub(crate) fn check(&self) -> Result<Option<Seconds>> {
         text_opt("job.result_url", self.result_url.as_deref(), 500)?;
-        finite("job.metrics.render_seconds", self.metrics.as_ref().and_then(|metrics| metrics.render_seconds))?;
+        if let Some(metrics) = &self.metrics {
+            finite("job.metrics.render_seconds", metrics.render_seconds)?;
+            bytes("job.metrics.total_bytes", metrics.total_bytes.unwrap_or(0))?;
+            document("job.metrics", metrics)?;
+        }
         self.processing_time.map(Seconds::new).transpose()
     }
 }

@@ -10,6 +10,7 @@ use diesel_async::RunQueryDsl;
 
 use super::state::before;
 use super::{Completion, ErrorInfo, Job, Stage};
+use crate::bulk::Json;
 use crate::error::{Error, Result};
 use crate::executor::Executor;
 use crate::schema::{job_queue, jobs};
@@ -49,7 +50,7 @@ pub async fn start(conn: &mut impl Executor, owner: UserId, id: JobId) -> Result
 ///
 /// # Errors
 ///
-/// [`Error::Transition`] unless a worker is at it; [`Error::Invalid`] for a stage of more than 100 characters;
+/// [`Error::Transition`] unless a worker is at it; [`Error::Invalid`] for a stage of more than 100 characters, or with NUL;
 /// [`Error::NotFound`].
 pub async fn set_progress(
     conn: &mut impl Executor,
@@ -62,6 +63,7 @@ pub async fn set_progress(
     text("job.current_stage", stage, 100)?;
     let done = || Document::new(done.into_iter().cloned().collect::<Vec<_>>());
     // SQLAlchemy stores JSON's null for None.
+    document("job.stages_completed", &done)?;
     let stages = case_when(jsonb_typeof(jobs::stages_completed).eq("null"), done().into_sql::<Jsonb>())
         .when(jobs::stages_completed.contains(done()), jobs::stages_completed)
         .otherwise(jobs::stages_completed.concat(done()));
@@ -119,7 +121,7 @@ pub(crate) async fn finish_job(conn: &mut impl Executor, owner: UserId, id: JobI
     told(conn, owner, id, "completed", moved).await
 }
 
-/// Gives the owner's job up for good; a worker that wants it tried again uses [`queue::fail`](crate::queue::fail).
+/// Gives the owner's job up for good, with the error as it is, but for NUL: U+FFFD stands in its place. A worker that wants it tried again uses [`queue::fail`](crate::queue::fail).
 ///
 /// Two round trips: run it in a transaction. By primary key and the unique index on the queue's job.
 ///
@@ -133,11 +135,7 @@ pub async fn fail(conn: &mut impl Executor, owner: UserId, id: JobId, error: &Er
         .filter(jobs::user_id.eq(owner))
         .filter(not(jobs::is_deleted))
         .filter(jobs::status.eq_any(before(&JobStatus::Failed)))
-        .set((
-            jobs::status.eq(JobStatus::Failed),
-            jobs::completed_at.eq(now),
-            jobs::error_info.eq(Document::new(error.clone())),
-        ))
+        .set((jobs::status.eq(JobStatus::Failed), jobs::completed_at.eq(now), jobs::error_info.eq(Json::lossy(error)?)))
         .returning(Job::as_returning())
         .get_result(conn)
         .await
@@ -202,8 +200,13 @@ pub async fn cleanup(conn: &mut impl Executor, older_than: Duration) -> Result<u
     let old = old
         .filter(not(old.field(jobs::is_deleted)))
         .filter(t2m_job_is_finished(old.field(jobs::status)))
-        .filter(finished_at().lt(t2m_from_now(-older_than.as_secs_f64()).nullable()))
+        .filter(finished_at().lt(t2m_from_now(-age).nullable()))
+///
+/// # Errors
+///
+/// [`Error::Invalid`] for more than a century.
         .order(finished_at())
+    let age = seconds("jobs.older_than", older_than)?;
         .limit(1_000)
         .select(old.field(jobs::id))
         .for_update()
