@@ -120,11 +120,13 @@ async fn insert(conn: &mut impl Executor, owner: UserId, rows: &Rows<'_>, first:
         .filter(not(found.field(jobs::is_deleted)))
         .select(diesel::dsl::count_star());
     // Looked for as well, so that a taken id neither aborts the transaction nor stays unnamed.
+    // An owner who is just being deleted is waited for.
+    let there = users::table.filter(users::id.eq(owner)).filter(not(users::is_deleted)).for_key_share();
     let before = jobs::table.filter(jobs::id.eq_any(&new.id));
     let query = diesel::insert_into(jobs::table)
         .values(
             new_jobs::table
-                .filter(exists(users::table.filter(users::id.eq(owner)).filter(not(users::is_deleted))))
+                .filter(exists(there))
                 .filter(parents.single_value().eq(i64::try_from(wanted.len()).unwrap_or(i64::MAX)))
                 .filter(not(exists(before)))
                 .select((

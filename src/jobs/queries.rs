@@ -44,7 +44,8 @@ pub async fn create_and_enqueue(conn: &mut impl Executor, owner: UserId, job: &N
             JobStatus::Queued.into_sql::<Text>(),
             batch_id.into_sql::<Nullable<SqlUuid>>(),
             parent_job_id.into_sql::<Nullable<SqlUuid>>(),
-        ));
+        ))
+        .for_key_share(); // an owner who is just being deleted is waited for
     let stored = diesel::insert_into(jobs::table)
         .values(row)
         .into_columns((

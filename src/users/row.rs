@@ -103,14 +103,14 @@ pub struct UserChanges {
     pub role: Option<UserRole>,
     pub status: Option<UserStatus>,
     pub last_active_at: Option<DateTime<Utc>>,
+    /// Merged into what is stored, key by key: one that is not named stays, so that a key which Python adds meanwhile is not lost.
+    #[diesel(skip_update)] // `update` merges it
     pub user_metadata: Option<Document<Extra>>,
 }
 
 impl UserChanges {
     pub(super) fn check(&self) -> Result<()> {
         let Self { username, first_name, last_name, image_url, primary_email, primary_phone, role, status, .. } = self;
-        text_opt("user.role", role.as_ref().map(UserRole::as_str), 50)?;
-        text_opt("user.status", status.as_ref().map(UserStatus::as_str), 50)?;
         document("user.email_addresses", &self.email_addresses)?;
         document("user.phone_numbers", &self.phone_numbers)?;
         document("user.user_metadata", &self.user_metadata)?;
@@ -118,6 +118,8 @@ impl UserChanges {
             let value = broken.raw.to_string().chars().take(40).collect();
             return Err(Error::Invalid { field: "user.user_metadata", value, allowed: "a JSON object".into() });
         }
+        text_opt("user.role", role.as_ref().map(UserRole::as_str), 50)?;
+        text_opt("user.status", status.as_ref().map(UserStatus::as_str), 50)?;
         check_texts(
             username.as_ref().and_then(Option::as_deref),
             first_name.as_ref().and_then(Option::as_deref),
