@@ -78,7 +78,7 @@ impl Job {
 /// What to do, and for how pressing it is.
 #[derive(Debug, Clone)]
 pub struct NewJob {
-    /// Chosen by the caller: asking twice with the same id stores one job.
+    /// Chosen by the caller before the first try, and the same at every further one: asking twice stores one job.
     pub id: JobId,
     /// What kind of work.
     pub job_type: JobType,

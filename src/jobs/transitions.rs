@@ -249,7 +249,13 @@ async fn close_entry(
 }
 
 /// A move that hit no row: one more round trip says why.
-async fn told(conn: &mut impl Executor, owner: UserId, id: JobId, to: &'static str, moved: Option<Job>) -> Result<Job> {
+pub(super) async fn told(
+    conn: &mut impl Executor,
+    owner: UserId,
+    id: JobId,
+    to: &'static str,
+    moved: Option<Job>,
+) -> Result<Job> {
     match moved {
         Some(job) => Ok(job),
         None => Err(refuse(conn, owner, id, to).await?),
@@ -257,7 +263,7 @@ async fn told(conn: &mut impl Executor, owner: UserId, id: JobId, to: &'static s
 }
 
 /// Why a job could not become `to`: it is not there for this owner, or the state that it is in does not lead there.
-pub(crate) async fn refuse(conn: &mut impl Executor, owner: UserId, id: JobId, to: &'static str) -> Result<Error> {
+async fn refuse(conn: &mut impl Executor, owner: UserId, id: JobId, to: &'static str) -> Result<Error> {
     let status: Option<JobStatus> = jobs::table
         .filter(jobs::id.eq(id))
         .filter(jobs::user_id.eq(owner))
