@@ -129,12 +129,12 @@ fn listed<T: PartialEq>(field: &'static str, value: &T, list: &[T], text: fn(&T)
     Err(Error::Invalid { field, value: format!("{value:?}"), allowed: allowed.into() })
 }
 
-/// What came of a job.
+/// What came of a job. What is `None` stays as it is stored: Python may have written it while the job ran.
 #[derive(Debug, Clone, Default)]
 pub struct Completion {
     /// Where the result is; at most 500 characters.
     pub result_url: Option<String>,
-    /// What it took.
+    /// What it took; merged into what is stored, key by key.
     pub metrics: Option<Metrics>,
     /// How long it took.
     pub processing_time: Option<Duration>,

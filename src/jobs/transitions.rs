@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::dsl::{array, case_when, jsonb_typeof, not, now};
 use diesel::prelude::*;
-use diesel::sql_types::{Jsonb, Nullable, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Bool, Jsonb, Nullable, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 
 use super::state::before;
@@ -14,8 +14,10 @@ use crate::bulk::Json;
 use crate::error::{Error, Result};
 use crate::executor::Executor;
 use crate::schema::{job_queue, jobs};
-use crate::types::sql::{coalesce, t2m_from_now, t2m_job_is_finished, t2m_queue_is_open};
-use crate::types::{Document, JobId, JobStatus, Percentage, QueueStatus, UserId, text};
+use crate::types::sql::{
+    coalesce, coalesce_numeric, coalesce_text, t2m_from_now, t2m_job_is_finished, t2m_queue_is_open,
+};
+use crate::types::{Document, JobId, JobStatus, Percentage, QueueStatus, UserId, document, seconds, text};
 
 /// Begins the owner's job without the queue: for work that is done on the spot. Its queue entry, if any, is closed.
 ///
@@ -61,9 +63,9 @@ pub async fn set_progress(
     done: Option<&Stage>,
 ) -> Result<Job> {
     text("job.current_stage", stage, 100)?;
+    document("job.stages_completed", &done)?;
     let done = || Document::new(done.into_iter().cloned().collect::<Vec<_>>());
     // SQLAlchemy stores JSON's null for None.
-    document("job.stages_completed", &done)?;
     let stages = case_when(jsonb_typeof(jobs::stages_completed).eq("null"), done().into_sql::<Jsonb>())
         .when(jobs::stages_completed.contains(done()), jobs::stages_completed)
         .otherwise(jobs::stages_completed.concat(done()));
@@ -100,6 +102,11 @@ pub async fn complete(conn: &mut impl Executor, owner: UserId, id: JobId, result
 /// The job's half of completing it. The caller has closed the queue entry, and so holds its lock.
 pub(crate) async fn finish_job(conn: &mut impl Executor, owner: UserId, id: JobId, result: &Completion) -> Result<Job> {
     let seconds = result.check()?;
+    let took = seconds.as_ref().map(crate::types::Seconds::as_decimal);
+    let new = || result.metrics.clone().map(Document::new).into_sql::<Nullable<Jsonb>>();
+    let metrics = case_when(result.metrics.is_none().into_sql::<Bool>(), jobs::metrics)
+        .when(jsonb_typeof(jobs::metrics).eq("object"), jobs::metrics.concat(new()))
+        .otherwise(new());
     let moved = diesel::update(jobs::table)
         .filter(jobs::id.eq(id))
         .filter(jobs::user_id.eq(owner))
@@ -109,9 +116,9 @@ pub(crate) async fn finish_job(conn: &mut impl Executor, owner: UserId, id: JobI
             jobs::status.eq(JobStatus::Completed),
             jobs::progress_percentage.eq(bigdecimal::BigDecimal::from(100)),
             jobs::completed_at.eq(now),
-            jobs::result_url.eq(result.result_url.as_deref()),
-            jobs::metrics.eq(result.metrics.clone().map(Document::new)),
-            jobs::processing_time_seconds.eq(seconds.as_ref().map(crate::types::Seconds::as_decimal)),
+            jobs::result_url.eq(coalesce_text(result.result_url.as_deref(), jobs::result_url)),
+            jobs::metrics.eq(metrics),
+            jobs::processing_time_seconds.eq(coalesce_numeric(took, jobs::processing_time_seconds)),
             jobs::error_info.eq(None::<Document<ErrorInfo>>), // of an attempt that failed before this one
         ))
         .returning(Job::as_returning())
@@ -194,19 +201,19 @@ pub async fn soft_delete(conn: &mut impl Executor, owner: UserId, id: JobId) -> 
 ///
 /// For operators: call it until it returns less than 1,000. One round trip, by `jobs_finished_idx`. Rows that others are at
 /// are left for the next time.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] for more than a century.
 pub async fn cleanup(conn: &mut impl Executor, older_than: Duration) -> Result<usize> {
+    let age = seconds("jobs.older_than", older_than)?;
     let old = diesel::alias!(jobs as old_jobs);
     let finished_at = || coalesce(old.field(jobs::completed_at), old.field(jobs::updated_at).nullable());
     let old = old
         .filter(not(old.field(jobs::is_deleted)))
         .filter(t2m_job_is_finished(old.field(jobs::status)))
         .filter(finished_at().lt(t2m_from_now(-age).nullable()))
-///
-/// # Errors
-///
-/// [`Error::Invalid`] for more than a century.
         .order(finished_at())
-    let age = seconds("jobs.older_than", older_than)?;
         .limit(1_000)
         .select(old.field(jobs::id))
         .for_update()
@@ -240,6 +247,7 @@ async fn close_entry(
         .set((
             job_queue::queue_status.eq(entry),
             job_queue::completed_at.eq(now),
+            job_queue::updated_at.eq(now),
             job_queue::lease_expires_at.eq(None::<DateTime<Utc>>),
             job_queue::next_retry_at.eq(None::<DateTime<Utc>>),
         ))
