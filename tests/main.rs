@@ -25,6 +25,7 @@ mod domain_model;
 mod domain_owner;
 mod domain_plans;
 mod domain_progress;
+mod domain_python;
 mod domain_queue;
 mod domain_rls;
 mod domain_round_trips;
