@@ -147,6 +147,8 @@ async fn claims_are_counted_beside_a_plain_loop() {
                  ORDER BY t2m_priority_rank(priority), queued_at, id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id::text";
     let complete = "WITH closed AS (UPDATE job_queue SET queue_status = 'completed' WHERE id = $1::text::uuid RETURNING job_id) \
                     UPDATE jobs SET status = 'completed' FROM closed WHERE jobs.id = closed.job_id";
+    // It knows no token, and is not to pay for one.
+    client.batch_execute("ALTER TABLE job_queue DISABLE TRIGGER t2m_overtake").await.unwrap();
     let (claim, complete) = (client.prepare(claim).await.unwrap(), client.prepare(complete).await.unwrap());
     let began = Instant::now();
     for _ in 0..all {

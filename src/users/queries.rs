@@ -19,7 +19,7 @@ use crate::types::{Cursor, JobStatus, List, Page, PageSize, QueueStatus, UserId,
 ///
 /// # Errors
 ///
-/// [`Error::Invalid`] names a field that is too long.
+/// [`Error::Invalid`] names a field that does not fit.
 pub async fn upsert(conn: &mut impl Executor, user: &NewUser) -> Result<User> {
     user.check()?;
     Ok(diesel::insert_into(users::table)
@@ -44,7 +44,7 @@ pub async fn upsert(conn: &mut impl Executor, user: &NewUser) -> Result<User> {
 ///
 /// # Errors
 ///
-/// [`Error::Invalid`] names a field that is too long, or `user.clerk_user_id` if there is one with it, deleted ones included.
+/// [`Error::Invalid`] names a field that does not fit, or `user.clerk_user_id` if there is one with it, deleted ones included.
 pub async fn create(conn: &mut impl Executor, user: &NewUser) -> Result<User> {
     user.check()?;
     diesel::insert_into(users::table)
@@ -92,7 +92,7 @@ pub async fn find_by_email(conn: &mut impl Executor, primary_email: &str) -> Res
 ///
 /// # Errors
 ///
-/// [`Error::NotFound`]; [`Error::Invalid`] names a field that is too long.
+/// [`Error::NotFound`]; [`Error::Invalid`] names a field that does not fit.
 pub async fn update(conn: &mut impl Executor, id: UserId, changes: &UserChanges) -> Result<User> {
     changes.check()?;
     let merged = changes.user_metadata.as_ref().map(|new| {
