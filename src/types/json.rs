@@ -56,10 +56,8 @@ fn unwritable(error: serde_json::Error) -> Error {
 fn holds_nul<T: Serialize + ?Sized>(field: &'static str, value: &T) -> Error {
     let value = serde_json::to_value(value).unwrap_or_default();
     let (path, text) = find_nul(&value).unwrap_or_default();
-    let mut value = format!("{:?}", text.chars().take(SHOWN).collect::<String>());
-    if !path.is_empty() {
-        value += &format!(" at `{}`", path.join("."));
-    }
+    let at = if path.is_empty() { String::new() } else { format!(" at `{}`", path.join(".")) };
+    let value = format!("{:?}{at}", text.chars().take(SHOWN).collect::<String>());
     Error::Invalid { field, value, allowed: "text without NUL".into() }
 }
 
@@ -74,10 +72,9 @@ fn find_nul(value: &Value) -> Option<(Vec<String>, &str)> {
     match value {
         Value::String(text) if of(text) => Some((Vec::new(), text)),
         Value::Array(parts) => parts.iter().enumerate().find_map(|(n, part)| under(&n.to_string(), part)),
-        Value::Object(map) => map.iter().find_map(|(key, part)| match of(key) {
-            true => Some((Vec::new(), key.as_str())),
-            false => under(key, part),
-        }),
+        Value::Object(map) => {
+            map.iter().find_map(|(key, part)| if of(key) { Some((Vec::new(), key.as_str())) } else { under(key, part) })
+        }
         _ => None,
     }
 }
