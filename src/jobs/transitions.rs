@@ -128,8 +128,9 @@ pub(crate) async fn finish_job(conn: &mut impl Executor, owner: UserId, id: JobI
     told(conn, owner, id, "completed", moved).await
 }
 
-/// Gives the owner's job up for good, with the error as it is, but for NUL: U+FFFD stands in its place. A worker that wants it tried again uses [`queue::fail`](crate::queue::fail).
+/// Gives the owner's job up for good; a worker that wants it tried again uses [`queue::fail`](crate::queue::fail).
 ///
+/// A failure is recorded whatever it says: U+FFFD stands in place of NUL.
 /// Two round trips: run it in a transaction. By primary key and the unique index on the queue's job.
 ///
 /// # Errors

@@ -103,7 +103,7 @@ pub struct UserChanges {
     pub role: Option<UserRole>,
     pub status: Option<UserStatus>,
     pub last_active_at: Option<DateTime<Utc>>,
-    /// Merged into what is stored, key by key: one that is not named stays, so that a key which Python adds meanwhile is not lost.
+    /// Merged into what is stored, key by key: one that is not named stays, so that what Python adds meanwhile is not lost.
     #[diesel(skip_update)] // `update` merges it
     pub user_metadata: Option<Document<Extra>>,
 }
