@@ -169,7 +169,7 @@ async fn of_jobs(conn: &mut AsyncPgConnection, owner: UserId, jobs: [JobId; 3], 
         Completion { result_url: Some(long()), ..Completion::default() },
         Completion { metrics: metrics(-1.0), ..Completion::default() },
         Completion { metrics: Some(Metrics { total_bytes: Some(-1), ..Metrics::default() }), ..Completion::default() },
-        Completion { metrics: nul_in_metrics(), ..Completion::default() },
+        Completion { metrics: Some(nul_in_metrics()), ..Completion::default() },
         Completion { processing_time: Some(Duration::from_secs(100_000_000)), ..Completion::default() },
     ] {
         refused.add("completion", jobs::complete(conn, owner, running, &bad).await);
@@ -200,7 +200,7 @@ async fn of_jobs(conn: &mut AsyncPgConnection, owner: UserId, jobs: [JobId; 3], 
             refused.add("stage that is done of a worker", done);
             for bad in [
                 Completion { result_url: Some(long()), ..Completion::default() },
-                Completion { metrics: nul_in_metrics(), ..Completion::default() },
+                Completion { metrics: Some(nul_in_metrics()), ..Completion::default() },
             ] {
                 refused.add("completion of a worker", queue::complete(conn, &lease, &bad).await);
             }
@@ -213,10 +213,10 @@ async fn of_jobs(conn: &mut AsyncPgConnection, owner: UserId, jobs: [JobId; 3], 
     assert!(matches!(rolled_back, Err(Error::NotFound { .. })), "{rolled_back:?}");
 }
 
-fn nul_in_metrics() -> Option<Metrics> {
+fn nul_in_metrics() -> Metrics {
     let mut metrics = Metrics::default();
     metrics.extra.insert("gpu".into(), json!({"name": "a\0"}));
-    Some(metrics)
+    metrics
 }
 
 async fn of_files(conn: &mut AsyncPgConnection, owner: UserId, refused: &mut Refused) {
