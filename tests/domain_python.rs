@@ -35,7 +35,7 @@ impl Act {
     }
 }
 
-fn lost(what: impl std::fmt::Debug, result: Result<(), Error>) {
+fn lost(what: impl std::fmt::Debug, result: &Result<(), Error>) {
     assert!(matches!(result, Err(Error::LeaseLost { .. })), "{what:?}: {result:?}");
 }
 
@@ -43,7 +43,7 @@ fn lost(what: impl std::fmt::Debug, result: Result<(), Error>) {
 async fn lost_to_all(conn: &mut AsyncPgConnection, what: &str, claim: &mut Claim) {
     for act in ACTS {
         let before = entry(conn, claim.lease.job()).await;
-        lost((what, act), act.on(conn, claim).await);
+        lost((what, act), &act.on(conn, claim).await);
         assert_eq!(entry(conn, claim.lease.job()).await, before, "{what}: {act:?}");
     }
 }
@@ -89,7 +89,7 @@ async fn a_job_that_is_just_being_ended_is_a_lost_lease() {
             python.batch_execute("COMMIT").await.unwrap();
         };
         let (result, ()) = tokio::join!(worker, theirs);
-        lost(act, result);
+        lost(act, &result);
         assert_eq!(entry(&mut db.conn, id).await.0, QueueStatus::Processing, "{act:?}");
     }
 }

@@ -105,9 +105,12 @@ async fn metadata_is_merged_with_what_python_wrote_meanwhile() {
 async fn what_is_ordered_while_its_owner_is_deleted_is_refused_or_goes_too() {
     let mut db = fresh().await;
     let (mut other, mut observer) = (db.another().await, db.another().await);
-    let order = async |conn: &mut AsyncPgConnection, owner, many| match many {
-        true => jobs::create_and_enqueue_many(conn, owner, &[job("a"), job("b")]).await,
-        false => jobs::create_and_enqueue(conn, owner, &job("a")).await.map(drop),
+    let order = async |conn: &mut AsyncPgConnection, owner, many| {
+        if many {
+            jobs::create_and_enqueue_many(conn, owner, &[job("a"), job("b")]).await
+        } else {
+            jobs::create_and_enqueue(conn, owner, &job("a")).await.map(drop)
+        }
     };
     for many in [false, true] {
         // The deletion comes first: the order waits for its end and is refused.
