@@ -19,6 +19,7 @@ use diesel::sql_types::{BigInt, Bool, Integer, Jsonb, Nullable, SqlType, Text, U
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::types::{write_json, write_json_lossy};
 
 /// Bytes of values in one statement: some thousand rows. More are no faster, and client and server hold a few copies.
 pub(crate) const CHUNK: usize = 4 << 20;
@@ -134,8 +135,14 @@ pub(crate) struct Json(Vec<u8>);
 impl Json {
     pub(crate) fn of(value: &impl Serialize) -> Result<Self> {
         let mut bytes = vec![1]; // jsonb's version
-        serde_json::to_writer(&mut bytes, value)
-            .map_err(|error| Error::Query(diesel::result::Error::SerializationError(error.into())))?;
+        write_json("document", &mut bytes, value)?;
+        Ok(Self(bytes))
+    }
+
+    /// For what must be recorded whatever it says: NUL becomes U+FFFD.
+    pub(crate) fn lossy(value: &impl Serialize) -> Result<Self> {
+        let mut bytes = vec![1];
+        write_json_lossy(&mut bytes, value)?;
         Ok(Self(bytes))
     }
 

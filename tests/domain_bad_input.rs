@@ -5,10 +5,11 @@ use std::fmt::{Debug, Write};
 use std::time::Duration;
 
 use diesel_async::{AsyncConnection, AsyncPgConnection};
+use serde_json::{Value, json};
 use t2m_db::files::{self, NewThumbnail, NewVideo, Stored, ThumbnailDetails, VideoDetails};
-use t2m_db::jobs::{self, Completion, ErrorInfo, Metrics, NewJob};
+use t2m_db::jobs::{self, Completion, ErrorInfo, Metrics, NewJob, Stage};
 use t2m_db::queue::{self, Backoff, BatchSize, Worker};
-use t2m_db::types::{Cursor, FileId, JobId, PageSize, Percentage, UserId};
+use t2m_db::types::{Cursor, Document, FileId, JobId, JobStatus, PageSize, Percentage, UserId};
 use t2m_db::users::{self, NewUser, UserChanges};
 use t2m_db::{Error, Result};
 use tokio_postgres::NoTls;
@@ -124,6 +125,22 @@ async fn of_users(conn: &mut AsyncPgConnection, owner: UserId, refused: &mut Ref
     ] {
         refused.add("change of a user", users::update(conn, owner, &bad).await);
     }
+    let lists = || Some(Document::new(vec![json!({"email_address": "a\0"})]));
+    let metadata = |value| Some(Document::from_value(value));
+    for bad in [
+        UserChanges { email_addresses: lists(), ..none.clone() },
+        UserChanges { phone_numbers: lists(), ..none.clone() },
+        UserChanges { user_metadata: metadata(json!({"a": {"b": "\0"}})), ..none.clone() },
+        UserChanges { user_metadata: metadata(json!({"a\0": 1})), ..none.clone() },
+        UserChanges { user_metadata: metadata(json!([1])), ..none.clone() },
+    ] {
+        refused.add("document of a user", users::update(conn, owner, &bad).await);
+    }
+    for bad in [NewUser { email_addresses: lists(), ..new() }, NewUser { phone_numbers: lists(), ..new() }] {
+        refused.add("document of a new user", users::create(conn, &bad).await);
+        refused.add("document of a new user, at sign-in", users::upsert(conn, &bad).await);
+        refused.add("document of a new user, in bulk", users::create_many(conn, &[new(), bad]).await);
+    }
     refused.add("change of nobody", users::update(conn, UserId::random(), &none).await);
     refused.add("deletion of nobody", users::soft_delete(conn, UserId::random()).await);
     refused.add("statistics of nobody", users::statistics(conn, UserId::random()).await);
@@ -135,9 +152,15 @@ async fn of_jobs(conn: &mut AsyncPgConnection, owner: UserId, jobs: [JobId; 3], 
         NewJob { job_type: "dance".into(), ..job("a") },
         NewJob { priority: "soon".into(), ..job("a") },
         NewJob { max_retries: -1, ..job("a") },
+        job("\0"),
     ] {
         refused.add("order", jobs::create_and_enqueue(conn, owner, &bad).await);
+        refused.add("order, in bulk", jobs::create_and_enqueue_many(conn, owner, &[job("a"), bad]).await);
     }
+    let nul = Stage::Name("a\0".into());
+    let nowhere = JobStatus::from("a\0");
+    refused.add("list", jobs::list_by_status(conn, owner, &nowhere, PageSize::default(), None).await);
+    refused.add("age", jobs::cleanup(conn, Duration::MAX).await);
     refused.add("order of nobody", jobs::create_and_enqueue(conn, UserId::random(), &job("a")).await);
     let (half, done, why) = (Percentage::new(50.0).unwrap(), Completion::default(), ErrorInfo::new("x"));
     refused.add("stage", jobs::set_progress(conn, owner, running, &half, &long(), None).await);
@@ -145,10 +168,13 @@ async fn of_jobs(conn: &mut AsyncPgConnection, owner: UserId, jobs: [JobId; 3], 
     for bad in [
         Completion { result_url: Some(long()), ..Completion::default() },
         Completion { metrics: metrics(-1.0), ..Completion::default() },
+        Completion { metrics: Some(Metrics { total_bytes: Some(-1), ..Metrics::default() }), ..Completion::default() },
+        Completion { metrics: Some(nul_in_metrics()), ..Completion::default() },
         Completion { processing_time: Some(Duration::from_secs(100_000_000)), ..Completion::default() },
     ] {
         refused.add("completion", jobs::complete(conn, owner, running, &bad).await);
     }
+    refused.add("stage that is done", jobs::set_progress(conn, owner, running, &half, "a", Some(&nul)).await);
     refused.add("progress of one that waits", jobs::set_progress(conn, owner, queued, &half, "a", None).await);
     refused.add("completion of one that waits", jobs::complete(conn, owner, queued, &done).await);
     refused.add("start of one that runs", jobs::start(conn, owner, running).await);
@@ -170,13 +196,27 @@ async fn of_jobs(conn: &mut AsyncPgConnection, owner: UserId, jobs: [JobId; 3], 
             let mut lease = queue::claim(conn, &worker, BatchSize::ONE, LEASE).await?.remove(0).lease;
             refused.add("heartbeat", queue::heartbeat(conn, &mut lease, Duration::ZERO).await);
             refused.add("stage of a worker", queue::progress(conn, &mut lease, LEASE, &half, &long(), None).await);
-            let bad = Completion { result_url: Some(long()), ..Completion::default() };
-            refused.add("completion of a worker", queue::complete(conn, &lease, &bad).await);
+            let done = queue::progress(conn, &mut lease, LEASE, &half, "a", Some(&nul)).await;
+            refused.add("stage that is done of a worker", done);
+            for bad in [
+                Completion { result_url: Some(long()), ..Completion::default() },
+                Completion { metrics: Some(nul_in_metrics()), ..Completion::default() },
+            ] {
+                refused.add("completion of a worker", queue::complete(conn, &lease, &bad).await);
+            }
+            let endless = Backoff { max: Duration::MAX, ..Backoff::default() };
+            refused.add("backoff", queue::fail(conn, &lease, &why, endless).await);
             queue::fail(conn, &lease, &why, Backoff::default()).await?;
             Err(Error::NotFound { entity: "reason to keep this" })
         })
         .await;
     assert!(matches!(rolled_back, Err(Error::NotFound { .. })), "{rolled_back:?}");
+}
+
+fn nul_in_metrics() -> Metrics {
+    let mut metrics = Metrics::default();
+    metrics.extra.insert("gpu".into(), json!({"name": "a\0"}));
+    metrics
 }
 
 async fn of_files(conn: &mut AsyncPgConnection, owner: UserId, refused: &mut Refused) {
@@ -207,12 +247,15 @@ async fn of_files(conn: &mut AsyncPgConnection, owner: UserId, refused: &mut Ref
         VideoDetails { height: Some(-1), ..none() },
         VideoDetails { view_count: Some(-1), ..none() },
         VideoDetails { download_count: Some(-1), ..none() },
+        VideoDetails { file_hash: Some("a\0".into()), ..none() },
     ] {
         let bad = NewVideo { details, ..scene(1) };
         refused.add("video", files::video_store(conn, owner, &bad).await);
         refused.add("change", files::video_change_details(conn, owner, FileId::random(), &bad.details).await);
     }
     refused.add("tag", files::video_store(conn, owner, &NewVideo { tags: vec![long()], ..scene(1) }).await);
+    let nul = NewVideo { details: VideoDetails { file_hash: Some("\0".into()), ..none() }, ..scene(1) };
+    refused.add("videos", files::video_store_many(conn, owner, &[scene(1), nul]).await);
     let still = |timestamp_seconds| NewThumbnail {
         video: FileId::random(),
         stored: stored("t", 1),
@@ -244,6 +287,7 @@ async fn of_ids(conn: &mut AsyncPgConnection, ids: &Ids, refused: &mut Refused) 
     refused.add("delete", jobs::soft_delete(conn, owner, id).await);
     let part = NewJob { parent_job_id: Some(id), ..job("a") };
     refused.add("part", jobs::create_and_enqueue(conn, owner, &part).await);
+    refused.add("enqueue", jobs::enqueue(conn, owner, id).await);
     refused.add("part, in bulk", jobs::create_and_enqueue_many(conn, owner, &[job("a"), part]).await);
     let scene = || NewVideo { job: Some(id), ..scene(1) };
     refused.add("scene", files::video_store(conn, owner, &scene()).await);
@@ -260,4 +304,44 @@ async fn of_ids(conn: &mut AsyncPgConnection, ids: &Ids, refused: &mut Refused) 
     assert_eq!(jobs::batch(conn, owner, Uuid::nil()).await.unwrap(), []);
     assert_eq!(files::video_find(conn, owner, video).await.unwrap(), None);
     assert_eq!(files::thumbnail_delete(conn, owner, video).await.unwrap(), 0);
+}
+
+/// What a renderer says may hold anything, and has to be recorded.
+#[tokio::test]
+async fn a_failure_is_recorded_whatever_it_says() {
+    let mut db = fresh().await;
+    let conn = &mut db.conn;
+    let owner = user(conn, "c1").await;
+    let mut why = ErrorInfo { stage: Some("a\0".into()), ..ErrorInfo::new("render\0er") };
+    why.extra.insert("output\0".into(), json!(["\0", 1]));
+    let wanted = json!({"message": "render\u{FFFD}er", "stage": "a\u{FFFD}", "output\u{FFFD}": ["\u{FFFD}", 1]});
+    let worker = Worker::new("w", None).unwrap();
+    for by_worker in [true, false] {
+        let id = jobs::create_and_enqueue(conn, owner, &job("a")).await.unwrap().id;
+        if by_worker {
+            let claim = queue::claim(conn, &worker, BatchSize::ONE, LEASE).await.unwrap().remove(0);
+            queue::fail(conn, &claim.lease, &why, Backoff::default()).await.unwrap();
+            let (_, errors) = queue::entry(conn, owner, id).await.unwrap().unwrap();
+            assert_eq!(errors[0].message.as_deref(), Some("render\u{FFFD}er"));
+        } else {
+            jobs::fail(conn, owner, id, &why).await.unwrap();
+        }
+        let stored = jobs::find(conn, owner, id).await.unwrap().unwrap();
+        let mut stored = serde_json::to_value(stored.error_info).unwrap();
+        stored.as_object_mut().unwrap().remove("failed_at").unwrap();
+        assert_eq!(stored, wanted);
+    }
+}
+
+/// A caller's own query on these tables is told as well.
+#[tokio::test]
+async fn a_document_that_nobody_checked_is_refused_before_it_is_sent() {
+    use diesel::ExpressionMethods;
+    use diesel_async::RunQueryDsl;
+    use t2m_db::schema::users::{table, user_metadata};
+    let mut db = fresh().await;
+    let bad = Document::<Value>::new(json!({"a": "\0"}));
+    let refused = diesel::update(table).set(user_metadata.eq(bad)).execute(&mut db.conn).await;
+    let error = Error::from(refused.unwrap_err());
+    assert_eq!(error.to_string(), r#"`document` is "\0" at `a`, allowed is text without NUL"#);
 }

@@ -273,17 +273,31 @@ async fn a_row_of_python_is_read_whatever_it_holds() {
 }
 
 #[tokio::test]
-async fn asking_for_a_job_fails_whole_or_not_at_all() {
+async fn asking_twice_with_the_same_id_stores_one_job() {
     let mut db = fresh().await;
-    let owner = user(&mut db.conn, "c1").await;
-    let new = job("a");
-    let twice: Result<Job, Error> = db
+    let (owner, other) = (user(&mut db.conn, "c1").await, user(&mut db.conn, "c2").await);
+    let (new, deleted) = (job("a"), job("b"));
+    let twice: Result<(), Error> = db
         .conn
         .transaction(async |conn| {
-            jobs::create_and_enqueue(conn, owner, &new).await?;
-            jobs::create_and_enqueue(conn, owner, &new).await
+            let first = jobs::create_and_enqueue(conn, owner, &new).await?;
+            assert_eq!(jobs::create_and_enqueue(conn, owner, &new).await?, first);
+            jobs::start(conn, owner, new.id).await?;
+            let changed = NewJob { configuration: Configuration::default(), ..new.clone() };
+            let later = jobs::create_and_enqueue(conn, owner, &changed).await?;
+            assert_eq!((later.status, later.configuration), (JobStatus::Processing, first.configuration));
+            jobs::create_and_enqueue(conn, owner, &deleted).await?;
+            jobs::soft_delete(conn, owner, deleted.id).await?;
+            // An id that is somebody else's, or gone, is told, and the transaction goes on.
+            for (who, taken) in [(other, &new), (owner, &deleted)] {
+                let error = jobs::create_and_enqueue(conn, who, taken).await.unwrap_err();
+                assert!(matches!(error, Error::Invalid { field: "job.id", .. }), "{error}");
+            }
+            Ok(())
         })
         .await;
-    assert!(matches!(twice, Err(Error::Query(_))));
-    assert!(jobs::find(&mut db.conn, owner, new.id).await.unwrap().is_none());
+    twice.unwrap();
+    let entries = schema::job_queue::table.count().get_result::<i64>(&mut db.conn).await.unwrap();
+    let all = jobs::list(&mut db.conn, owner, PageSize::default(), None).await.unwrap().items.len();
+    assert_eq!((entries, all), (2, 1));
 }

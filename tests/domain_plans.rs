@@ -272,6 +272,10 @@ async fn jobs_cost_what_they_promise() {
     for new in [&started, &failed, &called_off, &deleted] {
         jobs::create_and_enqueue(bench.conn(), owner, new).await.unwrap();
     }
+    let left = format!("UPDATE jobs SET status = 'created' WHERE id = '{}'", new.id);
+    bench.conn().batch_execute(&left).await.unwrap();
+    jobs::enqueue(bench.conn(), owner, new.id).await.unwrap();
+    bench.goes_by("enqueue", &["jobs_pkey", "jobs_pkey"]).await;
     jobs::start(bench.conn(), owner, started.id).await.unwrap();
     bench.goes_by("start", &by_key).await;
     let half = Percentage::new(50.0).unwrap();

@@ -12,9 +12,9 @@ use t2m_db::{Error, schema};
 
 use crate::domain_support::{fresh, job, user};
 
-const LEASE: Duration = Duration::from_secs(60);
+pub(crate) const LEASE: Duration = Duration::from_secs(60);
 
-fn worker(name: &str) -> Worker {
+pub(crate) fn worker(name: &str) -> Worker {
     Worker::new(name, Some("node".into())).unwrap()
 }
 
@@ -211,11 +211,18 @@ async fn a_job_that_kills_its_workers_is_given_up_and_the_others_come_back() {
     assert_eq!(claim_one(conn, "w2").await.unwrap().job.id, poison);
     let_leases_run_out(conn).await;
     assert!(claim_one(conn, "w3").await.is_none(), "it was lost too often");
+    // The claim that found it so has settled it, and nobody has to call anything for that.
+    assert_eq!(jobs::find(conn, owner, poison).await.unwrap().unwrap().status, JobStatus::Failed);
+    let (status, errors) = queue::entry(conn, owner, poison).await.unwrap().unwrap();
+    assert_eq!((status, errors.len()), (QueueStatus::Failed, 2));
+    assert_eq!(errors[1].message.as_deref(), Some("the worker's lease ran out"));
+    let given_up = jobs::create_and_enqueue(conn, owner, &NewJob { max_retries: 0, ..job("a") }).await.unwrap().id;
+    assert_eq!(claim_one(conn, "w3").await.unwrap().job.id, given_up);
     let good = enqueue(conn, owner, Priority::Normal).await;
     let held = claim_one(conn, "w4").await.unwrap();
     let_leases_run_out(conn).await;
     assert_eq!(queue::put_back_expired(conn).await.unwrap(), PutBack { queued: 1, failed: 1 });
-    assert_eq!(jobs::find(conn, owner, poison).await.unwrap().unwrap().status, JobStatus::Failed);
+    assert_eq!(jobs::find(conn, owner, given_up).await.unwrap().unwrap().status, JobStatus::Failed);
     assert_eq!(jobs::find(conn, owner, good).await.unwrap().unwrap().status, JobStatus::Queued);
     assert!(matches!(queue::complete(conn, &held.lease, &Completion::default()).await, Err(Error::LeaseLost { .. })));
     assert_eq!(claim_one(conn, "w5").await.unwrap().job.id, good);

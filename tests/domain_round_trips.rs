@@ -23,6 +23,7 @@ struct Given {
     owner: UserId,
     clerk_id: String,
     queued: JobId,
+    created: JobId,
     lease: Lease,
     worker: Worker,
     still: NewThumbnail,
@@ -35,13 +36,18 @@ async fn given(conn: &mut AsyncPgConnection) -> Given {
     let queued = NewJob { priority: Priority::Low, ..job("a") };
     jobs::create_and_enqueue(conn, owner, &queued).await.unwrap();
     jobs::create_and_enqueue(conn, owner, &NewJob { priority: Priority::Urgent, ..job("a") }).await.unwrap();
+    let created = jobs::create_and_enqueue(conn, owner, &job("a")).await.unwrap().id;
+    let left = format!(
+        "UPDATE jobs SET status = 'created' WHERE id = '{created}'; DELETE FROM job_queue WHERE job_id = '{created}'"
+    );
+    conn.batch_execute(&left).await.unwrap(); // as Python leaves one
     let worker = Worker::new(&clerk_id, None).unwrap();
     let lease = queue::claim(conn, &worker, BatchSize::ONE, LEASE).await.unwrap().pop().unwrap().lease;
     assert_eq!(lease.owner(), owner);
     let video = files::video_store(conn, owner, &scene(1)).await.unwrap().id;
     let still = NewThumbnail { video, stored: stored("t", 1), details: ThumbnailDetails::default() };
     files::thumbnail_store(conn, owner, &still).await.unwrap();
-    Given { owner, clerk_id, queued: queued.id, lease, worker, still }
+    Given { owner, clerk_id, queued: queued.id, created, lease, worker, still }
 }
 
 struct Bench {
@@ -152,6 +158,10 @@ async fn what_changes_jobs_and_the_queue_costs_its_statements_and_commit() {
     costs!(bench.with_transaction, |tx, given| {
         3, "jobs::create_and_enqueue": jobs::create_and_enqueue(tx, given.owner, &job("a"));
         3, "jobs::create_and_enqueue_many": jobs::create_and_enqueue_many(tx, given.owner, &[job("a"), job("b")]);
+        3, "jobs::create_and_enqueue, again": async {
+            jobs::create_and_enqueue(tx, given.owner, &NewJob { id: given.queued, ..job("a") }).await
+        };
+        3, "jobs::enqueue": jobs::enqueue(tx, given.owner, given.created);
         3, "jobs::start": jobs::start(tx, given.owner, given.queued);
         2, "jobs::set_progress": jobs::set_progress(tx, given.owner, given.lease.job(), &half, "render", None);
         3, "jobs::complete": jobs::complete(tx, given.owner, given.lease.job(), &done);

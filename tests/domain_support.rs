@@ -1,13 +1,16 @@
 //! A migrated database for one test.
 
+use diesel::prelude::*;
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
-use diesel_async::{AsyncConnection, AsyncPgConnection};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use t2m_db::files::{NewVideo, Stored, VideoDetails};
 use t2m_db::jobs::{Configuration, NewJob};
 use t2m_db::testing::TestDatabase;
 use t2m_db::types::UserId;
 use t2m_db::users::{self, NewUser};
+
+use crate::support::LONG;
 
 pub(crate) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
@@ -85,4 +88,17 @@ pub(crate) fn scene(number: i32) -> NewVideo {
         details: VideoDetails { scene_number: Some(number), duration_seconds: Some(2.5), ..VideoDetails::default() },
         ..NewVideo::default()
     }
+}
+
+/// Until a statement waits for a lock.
+pub(crate) async fn somebody_waits(observer: &mut AsyncPgConnection) {
+    diesel::table! { pg_stat_activity (pid) { pid -> Int4, wait_event_type -> Nullable<Text>, datname -> Nullable<Text> } }
+    diesel::define_sql_function! { fn current_database() -> Text }
+    let waiting = pg_stat_activity::table
+        .filter(pg_stat_activity::wait_event_type.eq("Lock"))
+        .filter(pg_stat_activity::datname.eq(current_database().nullable()))
+        .count();
+    tokio::time::timeout(LONG, async { while waiting.get_result::<i64>(observer).await.unwrap() == 0 {} })
+        .await
+        .expect("nobody waits");
 }

@@ -1,13 +1,14 @@
 //! Users: sign-in, changes, deletion, statistics.
 
 use diesel::prelude::*;
-use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use serde_json::{Value, json};
 use t2m_db::schema;
-use t2m_db::types::{Cursor, FileType, JobStatus, PageSize, UserId, UserStatus};
+use t2m_db::types::{Cursor, Document, FileType, JobStatus, PageSize, UserId, UserStatus};
 use t2m_db::users::{self, NewUser, UserChanges};
 use t2m_db::{Error, files, jobs};
 
-use crate::domain_support::{fresh, job, scene, user};
+use crate::domain_support::{fresh, job, scene, somebody_waits, user};
 
 #[tokio::test]
 async fn a_second_sign_in_updates_what_clerk_says_and_keeps_what_it_does_not() {
@@ -79,6 +80,63 @@ async fn a_change_changes_what_it_names_and_nothing_else() {
     assert_eq!(same.status.as_str(), "paused");
     let nobody = users::update(&mut db.conn, UserId::random(), &changes).await;
     assert!(matches!(nobody, Err(Error::NotFound { entity: "user" })));
+}
+
+#[tokio::test]
+async fn metadata_is_merged_with_what_python_wrote_meanwhile() {
+    let mut db = fresh().await;
+    let id = user(&mut db.conn, "c").await;
+    let metadata =
+        |value: Value| UserChanges { user_metadata: Some(Document::from_value(value)), ..UserChanges::default() };
+    users::update(&mut db.conn, id, &metadata(json!({"plan": "free", "theme": "dark"}))).await.unwrap();
+    db.conn.batch_execute("UPDATE users SET user_metadata = user_metadata || '{\"beta\": true}'").await.unwrap();
+    let after = users::update(&mut db.conn, id, &metadata(json!({"plan": "pro"}))).await.unwrap();
+    let wanted = json!({"plan": "pro", "theme": "dark", "beta": true});
+    assert_eq!(serde_json::to_value(&after.user_metadata).unwrap(), wanted);
+    let same = users::update(&mut db.conn, id, &UserChanges::default()).await.unwrap();
+    assert_eq!(same.user_metadata, after.user_metadata);
+    // JSON's null is what SQLAlchemy stores for None.
+    db.conn.batch_execute("UPDATE users SET user_metadata = 'null'").await.unwrap();
+    let after = users::update(&mut db.conn, id, &metadata(json!({"plan": "pro"}))).await.unwrap();
+    assert_eq!(serde_json::to_value(&after.user_metadata).unwrap(), json!({"plan": "pro"}));
+}
+
+#[tokio::test]
+async fn what_is_ordered_while_its_owner_is_deleted_is_refused_or_goes_too() {
+    let mut db = fresh().await;
+    let (mut other, mut observer) = (db.another().await, db.another().await);
+    let order = async |conn: &mut AsyncPgConnection, owner, many| {
+        if many {
+            jobs::create_and_enqueue_many(conn, owner, &[job("a"), job("b")]).await
+        } else {
+            jobs::create_and_enqueue(conn, owner, &job("a")).await.map(drop)
+        }
+    };
+    for many in [false, true] {
+        // The deletion comes first: the order waits for its end and is refused.
+        let owner = user(&mut db.conn, "c1").await;
+        db.conn.batch_execute("BEGIN").await.unwrap();
+        users::soft_delete(&mut db.conn, owner).await.unwrap();
+        let deletes = async {
+            somebody_waits(&mut observer).await;
+            db.conn.batch_execute("COMMIT").await.unwrap();
+        };
+        let (refused, ()) = tokio::join!(order(&mut other, owner, many), deletes);
+        assert!(matches!(refused, Err(Error::NotFound { entity: "user" })), "{refused:?}");
+        // The order comes first: the deletion waits for its end and takes it along.
+        let owner = user(&mut db.conn, "c1").await;
+        other.batch_execute("BEGIN").await.unwrap();
+        order(&mut other, owner, many).await.unwrap();
+        let orders = async {
+            somebody_waits(&mut observer).await;
+            other.batch_execute("COMMIT").await.unwrap();
+        };
+        let gone = db.conn.transaction(async |conn| users::soft_delete(conn, owner).await);
+        let (gone, ()) = tokio::join!(gone, orders);
+        assert_eq!(gone.unwrap().jobs, if many { 2 } else { 1 });
+        let left = schema::job_queue::table.filter(schema::job_queue::queue_status.eq("queued")).count();
+        assert_eq!(left.get_result::<i64>(&mut db.conn).await.unwrap(), 0);
+    }
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ const CORE: [&str; 10] =
 const REST: [(&str, &[&str]); 11] = [
     ("executor", &[]), // the one bound that both halves know: diesel alone
     ("migrate", &["error", "executor"]),
-    ("bulk", &["error"]), // many rows in one typed statement; no table
+    ("bulk", &["error", "types"]), // many rows in one typed statement; no table
     ("schema", &[]),
     ("types", &["error"]),
     // The domain: its tables, its words, how to say what went wrong, and something to run a query on. Nothing of a pool.
@@ -20,7 +20,7 @@ const REST: [(&str, &[&str]); 11] = [
     ("jobs", &["schema", "types", "error", "executor", "bulk"]),
     ("files", &["schema", "types", "error", "executor", "bulk"]),
     ("operations", &["schema", "types", "error", "executor"]),
-    ("queue", &["schema", "types", "error", "executor", "jobs"]),
+    ("queue", &["schema", "types", "error", "executor", "bulk", "jobs"]),
     ("testing", &["error", "config", "database", "schema", "types", "migrate"]),
 ];
 

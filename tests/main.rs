@@ -27,6 +27,7 @@ mod domain_model;
 mod domain_owner;
 mod domain_plans;
 mod domain_progress;
+mod domain_python;
 mod domain_queue;
 mod domain_races;
 mod domain_rls;

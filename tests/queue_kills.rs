@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use t2m_db::jobs::{Completion, NewJob};
 use t2m_db::queue::{self, BatchSize, Claim, Worker};
 use t2m_db::testing::TestDatabase;
-use t2m_db::types::{Priority, UserId};
+use t2m_db::types::{JobStatus, Priority, UserId};
 use t2m_db::users::{self, NewUser};
 use t2m_db::{Config, Database, Error, Transaction, files, jobs};
 
-use crate::domain_support::{job, scene};
+use crate::domain_queue::{claim_one, enqueue, let_leases_run_out};
+use crate::domain_support::{fresh, job, scene, user};
 
 const WORKERS: usize = 8;
 
@@ -146,6 +147,8 @@ async fn claims_are_counted_beside_a_plain_loop() {
                  ORDER BY t2m_priority_rank(priority), queued_at, id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id::text";
     let complete = "WITH closed AS (UPDATE job_queue SET queue_status = 'completed' WHERE id = $1::text::uuid RETURNING job_id) \
                     UPDATE jobs SET status = 'completed' FROM closed WHERE jobs.id = closed.job_id";
+    // It knows no token, and is not to pay for one.
+    client.batch_execute("ALTER TABLE job_queue DISABLE TRIGGER t2m_overtake").await.unwrap();
     let (claim, complete) = (client.prepare(claim).await.unwrap(), client.prepare(complete).await.unwrap());
     let began = Instant::now();
     for _ in 0..all {
@@ -161,4 +164,27 @@ async fn claims_are_counted_beside_a_plain_loop() {
 
 fn rate(jobs: usize, began: Instant) -> f64 {
     f64::from(u32::try_from(jobs).unwrap()) / began.elapsed().as_secs_f64()
+}
+
+/// However many there are, a claim is not kept from what there is to do.
+#[tokio::test]
+async fn a_claim_gives_up_what_was_lost_too_often_beside_what_it_takes() {
+    let mut db = fresh().await;
+    let conn = &mut db.conn;
+    let owner = user(conn, "c1").await;
+    let mut lost = Vec::new();
+    for _ in 0..3 {
+        lost.push(jobs::create_and_enqueue(conn, owner, &NewJob { max_retries: 0, ..job("a") }).await.unwrap().id);
+        claim_one(conn, "dies").await.unwrap();
+    }
+    assert!(queue::due_in(conn).await.unwrap().unwrap() > Duration::ZERO, "an idle worker wakes for them");
+    let_leases_run_out(conn).await;
+    assert_eq!(queue::due_in(conn).await.unwrap(), Some(Duration::ZERO));
+    let waits = enqueue(conn, owner, Priority::Low).await;
+    assert_eq!(claim_one(conn, "w").await.unwrap().job.id, waits);
+    for id in lost {
+        let job = jobs::find(conn, owner, id).await.unwrap().unwrap();
+        assert_eq!((&job.status, job.completed_at.is_some()), (&JobStatus::Failed, true));
+        assert!(job.error_info.unwrap().get().unwrap().message.as_ref().unwrap().contains("lease ran out"));
+    }
 }

@@ -212,11 +212,14 @@ impl Error {
 impl From<diesel::result::Error> for Error {
     /// An error of ours that travelled through diesel comes out as what it was.
     fn from(error: diesel::result::Error) -> Self {
+        use diesel::result::Error as Diesel;
         match error {
-            diesel::result::Error::QueryBuilderError(inner) => match inner.downcast::<Self>() {
-                Ok(ours) => *ours,
-                Err(inner) => Self::Query(diesel::result::Error::QueryBuilderError(inner)),
-            },
+            Diesel::QueryBuilderError(inner) => {
+                inner.downcast().map_or_else(|inner| Self::Query(Diesel::QueryBuilderError(inner)), |ours| *ours)
+            }
+            Diesel::SerializationError(inner) => {
+                inner.downcast().map_or_else(|inner| Self::Query(Diesel::SerializationError(inner)), |ours| *ours)
+            }
             other => Self::Query(other),
         }
     }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::types::{Extra, FileId, finite};
+use crate::types::{Extra, FileId, document, finite};
 
 /// What is known of a video.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -53,7 +53,8 @@ impl VideoDetails {
         not_negative("video.width", self.width)?;
         not_negative("video.height", self.height)?;
         not_negative("video.view_count", self.view_count)?;
-        not_negative("video.download_count", self.download_count)
+        not_negative("video.download_count", self.download_count)?;
+        document("video.details", self)
     }
 
     /// What may be set: a count that was read is out of date when it is written back.
@@ -88,7 +89,8 @@ impl ThumbnailDetails {
     pub(super) fn check(&self) -> Result<()> {
         finite("thumbnail.timestamp_seconds", self.timestamp_seconds)?;
         not_negative("thumbnail.width", self.width)?;
-        not_negative("thumbnail.height", self.height)
+        not_negative("thumbnail.height", self.height)?;
+        document("thumbnail.details", self)
     }
 }
 

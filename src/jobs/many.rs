@@ -9,6 +9,7 @@ use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
 use super::NewJob;
+use super::queries::taken;
 use crate::bulk::{Json, With, check_each, chunk, first_taken, incoming, name_row};
 use crate::error::{Error, Result};
 use crate::executor::Executor;
@@ -119,12 +120,14 @@ async fn insert(conn: &mut impl Executor, owner: UserId, rows: &Rows<'_>, first:
         .filter(found.field(jobs::user_id).is_not_distinct_from(owner))
         .filter(not(found.field(jobs::is_deleted)))
         .select(diesel::dsl::count_star());
+    // An owner who is just being deleted is waited for.
+    let there = users::table.filter(users::id.eq(owner)).filter(not(users::is_deleted)).for_key_share();
     // Looked for as well, so that a taken id neither aborts the transaction nor stays unnamed.
     let before = jobs::table.filter(jobs::id.eq_any(&new.id));
     let query = diesel::insert_into(jobs::table)
         .values(
             new_jobs::table
-                .filter(exists(users::table.filter(users::id.eq(owner)).filter(not(users::is_deleted))))
+                .filter(exists(there))
                 .filter(parents.single_value().eq(i64::try_from(wanted.len()).unwrap_or(i64::MAX)))
                 .filter(not(exists(before)))
                 .select((
@@ -191,8 +194,4 @@ async fn refusal(
         Some(index) => Error::NotFound { entity: "parent job" }.of_row(first + index),
         None => Error::NotFound { entity: "user" },
     })
-}
-
-fn taken(id: JobId) -> Error {
-    Error::Invalid { field: "job.id", value: id.to_string(), allowed: "an id that no other job has".into() }
 }

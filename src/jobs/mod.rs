@@ -9,7 +9,8 @@
 //!    └─────────┴──────────────┴───> cancelled ──┘
 //! ```
 //!
-//! From `processing` back to `queued` leads a failure that may be retried. A worker goes through [`queue`](crate::queue),
+//! From `processing` back to `queued` leads a failure that may be retried. `created` are jobs that Python stored and did not
+//! enqueue: [`enqueue`] does. A worker goes through [`queue`](crate::queue),
 //! which moves the job along with its queue entry; the functions here are for whoever acts for the owner.
 //!
 //! **Architecture invariant:** a transaction that changes both locks the queue entry first, then the job. Two that meet then
@@ -24,7 +25,7 @@ mod transitions;
 
 pub use documents::{Configuration, ErrorInfo, Metrics, Stage, StageDetail};
 pub use many::create_and_enqueue_many;
-pub use queries::{active, batch, create_and_enqueue, find, list, list_by_status};
+pub use queries::{active, batch, create_and_enqueue, enqueue, find, list, list_by_status};
 pub use row::{Completion, Job, NewJob};
+pub(crate) use transitions::finish_job;
 pub use transitions::{cancel, cleanup, complete, fail, set_progress, soft_delete, start};
-pub(crate) use transitions::{finish_job, refuse};

@@ -11,7 +11,9 @@ use uuid::Uuid;
 use super::{Configuration, ErrorInfo, Metrics, Stage};
 use crate::error::{Error, Result};
 use crate::schema::jobs;
-use crate::types::{Broken, Document, JobId, JobStatus, JobType, Priority, Seconds, UserId, finite, number, text_opt};
+use crate::types::{
+    Broken, Document, JobId, JobStatus, JobType, Priority, Seconds, UserId, bytes, document, finite, number, text_opt,
+};
 
 /// A job that is not deleted.
 #[derive(Debug, Clone, PartialEq, Serialize, Queryable, Selectable)]
@@ -76,7 +78,7 @@ impl Job {
 /// What to do, and for how pressing it is.
 #[derive(Debug, Clone)]
 pub struct NewJob {
-    /// Chosen by the caller: asking twice with the same id stores one job.
+    /// Chosen by the caller before the first try, and the same at every further one: asking twice stores one job.
     pub id: JobId,
     /// What kind of work.
     pub job_type: JobType,
@@ -113,7 +115,7 @@ impl NewJob {
             let value = self.max_retries.to_string();
             return Err(Error::Invalid { field: "job.max_retries", value, allowed: "0 to 100".into() });
         }
-        Ok(())
+        document("job.configuration", &self.configuration)
     }
 }
 
@@ -127,12 +129,12 @@ fn listed<T: PartialEq>(field: &'static str, value: &T, list: &[T], text: fn(&T)
     Err(Error::Invalid { field, value: format!("{value:?}"), allowed: allowed.into() })
 }
 
-/// What came of a job.
+/// What came of a job. What is `None` stays as it is stored: Python may have written it while the job ran.
 #[derive(Debug, Clone, Default)]
 pub struct Completion {
     /// Where the result is; at most 500 characters.
     pub result_url: Option<String>,
-    /// What it took.
+    /// What it took; merged into what is stored, key by key.
     pub metrics: Option<Metrics>,
     /// How long it took.
     pub processing_time: Option<Duration>,
@@ -141,7 +143,11 @@ pub struct Completion {
 impl Completion {
     pub(crate) fn check(&self) -> Result<Option<Seconds>> {
         text_opt("job.result_url", self.result_url.as_deref(), 500)?;
-        finite("job.metrics.render_seconds", self.metrics.as_ref().and_then(|metrics| metrics.render_seconds))?;
+        if let Some(metrics) = &self.metrics {
+            finite("job.metrics.render_seconds", metrics.render_seconds)?;
+            bytes("job.metrics.total_bytes", metrics.total_bytes.unwrap_or(0))?;
+            document("job.metrics", metrics)?;
+        }
         self.processing_time.map(Seconds::new).transpose()
     }
 }

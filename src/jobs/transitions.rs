@@ -5,16 +5,19 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::dsl::{array, case_when, jsonb_typeof, not, now};
 use diesel::prelude::*;
-use diesel::sql_types::{Jsonb, Nullable, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Bool, Jsonb, Nullable, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 
 use super::state::before;
 use super::{Completion, ErrorInfo, Job, Stage};
+use crate::bulk::Json;
 use crate::error::{Error, Result};
 use crate::executor::Executor;
 use crate::schema::{job_queue, jobs};
-use crate::types::sql::{coalesce, t2m_from_now, t2m_job_is_finished, t2m_queue_is_open};
-use crate::types::{Document, JobId, JobStatus, Percentage, QueueStatus, UserId, text};
+use crate::types::sql::{
+    coalesce, coalesce_numeric, coalesce_text, t2m_from_now, t2m_job_is_finished, t2m_queue_is_open,
+};
+use crate::types::{Document, JobId, JobStatus, Percentage, QueueStatus, UserId, document, seconds, text};
 
 /// Begins the owner's job without the queue: for work that is done on the spot. Its queue entry, if any, is closed.
 ///
@@ -49,7 +52,7 @@ pub async fn start(conn: &mut impl Executor, owner: UserId, id: JobId) -> Result
 ///
 /// # Errors
 ///
-/// [`Error::Transition`] unless a worker is at it; [`Error::Invalid`] for a stage of more than 100 characters;
+/// [`Error::Transition`] unless a worker is at it; [`Error::Invalid`] for a stage of more than 100 characters, or with NUL;
 /// [`Error::NotFound`].
 pub async fn set_progress(
     conn: &mut impl Executor,
@@ -60,6 +63,7 @@ pub async fn set_progress(
     done: Option<&Stage>,
 ) -> Result<Job> {
     text("job.current_stage", stage, 100)?;
+    document("job.stages_completed", &done)?;
     let done = || Document::new(done.into_iter().cloned().collect::<Vec<_>>());
     // SQLAlchemy stores JSON's null for None.
     let stages = case_when(jsonb_typeof(jobs::stages_completed).eq("null"), done().into_sql::<Jsonb>())
@@ -98,6 +102,11 @@ pub async fn complete(conn: &mut impl Executor, owner: UserId, id: JobId, result
 /// The job's half of completing it. The caller has closed the queue entry, and so holds its lock.
 pub(crate) async fn finish_job(conn: &mut impl Executor, owner: UserId, id: JobId, result: &Completion) -> Result<Job> {
     let seconds = result.check()?;
+    let took = seconds.as_ref().map(crate::types::Seconds::as_decimal);
+    let new = || result.metrics.clone().map(Document::new).into_sql::<Nullable<Jsonb>>();
+    let metrics = case_when(result.metrics.is_none().into_sql::<Bool>(), jobs::metrics)
+        .when(jsonb_typeof(jobs::metrics).eq("object"), jobs::metrics.concat(new()))
+        .otherwise(new());
     let moved = diesel::update(jobs::table)
         .filter(jobs::id.eq(id))
         .filter(jobs::user_id.eq(owner))
@@ -107,9 +116,9 @@ pub(crate) async fn finish_job(conn: &mut impl Executor, owner: UserId, id: JobI
             jobs::status.eq(JobStatus::Completed),
             jobs::progress_percentage.eq(bigdecimal::BigDecimal::from(100)),
             jobs::completed_at.eq(now),
-            jobs::result_url.eq(result.result_url.as_deref()),
-            jobs::metrics.eq(result.metrics.clone().map(Document::new)),
-            jobs::processing_time_seconds.eq(seconds.as_ref().map(crate::types::Seconds::as_decimal)),
+            jobs::result_url.eq(coalesce_text(result.result_url.as_deref(), jobs::result_url)),
+            jobs::metrics.eq(metrics),
+            jobs::processing_time_seconds.eq(coalesce_numeric(took, jobs::processing_time_seconds)),
             jobs::error_info.eq(None::<Document<ErrorInfo>>), // of an attempt that failed before this one
         ))
         .returning(Job::as_returning())
@@ -121,6 +130,7 @@ pub(crate) async fn finish_job(conn: &mut impl Executor, owner: UserId, id: JobI
 
 /// Gives the owner's job up for good; a worker that wants it tried again uses [`queue::fail`](crate::queue::fail).
 ///
+/// A failure is recorded whatever it says: U+FFFD stands in place of NUL.
 /// Two round trips: run it in a transaction. By primary key and the unique index on the queue's job.
 ///
 /// # Errors
@@ -133,11 +143,7 @@ pub async fn fail(conn: &mut impl Executor, owner: UserId, id: JobId, error: &Er
         .filter(jobs::user_id.eq(owner))
         .filter(not(jobs::is_deleted))
         .filter(jobs::status.eq_any(before(&JobStatus::Failed)))
-        .set((
-            jobs::status.eq(JobStatus::Failed),
-            jobs::completed_at.eq(now),
-            jobs::error_info.eq(Document::new(error.clone())),
-        ))
+        .set((jobs::status.eq(JobStatus::Failed), jobs::completed_at.eq(now), jobs::error_info.eq(Json::lossy(error)?)))
         .returning(Job::as_returning())
         .get_result(conn)
         .await
@@ -196,13 +202,18 @@ pub async fn soft_delete(conn: &mut impl Executor, owner: UserId, id: JobId) -> 
 ///
 /// For operators: call it until it returns less than 1,000. One round trip, by `jobs_finished_idx`. Rows that others are at
 /// are left for the next time.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] for more than a century.
 pub async fn cleanup(conn: &mut impl Executor, older_than: Duration) -> Result<usize> {
+    let age = seconds("jobs.older_than", older_than)?;
     let old = diesel::alias!(jobs as old_jobs);
     let finished_at = || coalesce(old.field(jobs::completed_at), old.field(jobs::updated_at).nullable());
     let old = old
         .filter(not(old.field(jobs::is_deleted)))
         .filter(t2m_job_is_finished(old.field(jobs::status)))
-        .filter(finished_at().lt(t2m_from_now(-older_than.as_secs_f64()).nullable()))
+        .filter(finished_at().lt(t2m_from_now(-age).nullable()))
         .order(finished_at())
         .limit(1_000)
         .select(old.field(jobs::id))
@@ -237,6 +248,7 @@ async fn close_entry(
         .set((
             job_queue::queue_status.eq(entry),
             job_queue::completed_at.eq(now),
+            job_queue::updated_at.eq(now),
             job_queue::lease_expires_at.eq(None::<DateTime<Utc>>),
             job_queue::next_retry_at.eq(None::<DateTime<Utc>>),
         ))
@@ -246,7 +258,13 @@ async fn close_entry(
 }
 
 /// A move that hit no row: one more round trip says why.
-async fn told(conn: &mut impl Executor, owner: UserId, id: JobId, to: &'static str, moved: Option<Job>) -> Result<Job> {
+pub(super) async fn told(
+    conn: &mut impl Executor,
+    owner: UserId,
+    id: JobId,
+    to: &'static str,
+    moved: Option<Job>,
+) -> Result<Job> {
     match moved {
         Some(job) => Ok(job),
         None => Err(refuse(conn, owner, id, to).await?),
@@ -254,7 +272,7 @@ async fn told(conn: &mut impl Executor, owner: UserId, id: JobId, to: &'static s
 }
 
 /// Why a job could not become `to`: it is not there for this owner, or the state that it is in does not lead there.
-pub(crate) async fn refuse(conn: &mut impl Executor, owner: UserId, id: JobId, to: &'static str) -> Result<Error> {
+async fn refuse(conn: &mut impl Executor, owner: UserId, id: JobId, to: &'static str) -> Result<Error> {
     let status: Option<JobStatus> = jobs::table
         .filter(jobs::id.eq(id))
         .filter(jobs::user_id.eq(owner))

@@ -6,9 +6,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::dsl::{array, case_when, min, not, now};
 use diesel::prelude::*;
-use diesel::sql_types::{Integer, Nullable, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 
+use super::recover::{RAN_OUT, give_up_jobs};
 use super::row::lease_seconds;
 use super::{BatchSize, Claim, Lease, QueueError, Worker};
 use crate::error::Result;
@@ -18,24 +19,32 @@ use crate::schema::{job_queue, jobs};
 use crate::types::sql::{coalesce, t2m_from_now, t2m_priority_rank, t2m_queue_is_held, t2m_queue_is_open};
 use crate::types::{Document, JobId, JobStatus, QueueId, QueueStatus};
 
-/// What an entry tells at its claim.
+/// Jobs lost on their last try that one claim gives up: all there are on most days, and no long wait on the others.
+const GIVEN_UP: i64 = 100;
+
+/// What an entry tells at its claim; without a time at the end it was given up.
 type Taken = (QueueId, JobId, i64, i32, i32, i16, DateTime<Utc>, Option<DateTime<Utc>>);
 
 /// Claims up to `batch` jobs for `lease`, the most pressing first, then the oldest; empty if there is nothing to do.
 ///
 /// An entry that another worker is just claiming is passed over, not waited for. One whose lease ran out is taken over and
-/// counts as tried once more, unless it was tried too often: that one is for [`put_back_expired`](super::put_back_expired).
-/// An entry whose job was called off or deleted behind the queue's back is closed on the way.
+/// counts as tried once more. On the way jobs are failed for good whose lease ran out on their last try, up to 100, and
+/// entries closed whose job was called off or deleted behind the queue's back.
 ///
-/// Two round trips, a third to close such entries: run it in a transaction of its own. By `job_queue_claim_idx` in its
-/// order, without a sort; the jobs by primary key. For workers: all owners' jobs.
+/// Two round trips, and one more for each of these two kinds if there are any: run it in a transaction of its own. By
+/// `job_queue_claim_idx` in its order, without a sort, and `job_queue_lease_idx`; the jobs by primary key. For workers: all
+/// owners' jobs.
 ///
 /// # Errors
 ///
 /// [`Error::Invalid`](crate::Error::Invalid) for a lease shorter than a second or longer than a day.
 pub async fn claim(conn: &mut impl Executor, worker: &Worker, batch: BatchSize, lease: Duration) -> Result<Vec<Claim>> {
     let seconds = lease_seconds(lease)?;
-    let mut taken = take_entries(conn, worker, batch, seconds).await?;
+    let taken = take_entries(conn, worker, batch, seconds).await?;
+    let (lost, mut taken): (Vec<Taken>, Vec<Taken>) = taken.into_iter().partition(|(.., until)| until.is_none());
+    if !lost.is_empty() {
+        give_up_jobs(conn, lost.iter().map(|entry| entry.1).collect(), RAN_OUT).await?;
+    }
     if taken.is_empty() {
         return Ok(Vec::new());
     }
@@ -70,11 +79,8 @@ pub async fn due_in(conn: &mut impl Executor) -> Result<Option<Duration>> {
         .filter(t2m_queue_is_open(job_queue::queue_status))
         .filter(job_queue::queue_status.eq(QueueStatus::Queued))
         .select(min(coalesce(job_queue::next_retry_at, job_queue::queued_at.nullable())));
-    // A lease that was lost too often is put back, not claimed: it is no reason to wake up.
-    let lease = job_queue::table
-        .filter(t2m_queue_is_held(job_queue::queue_status))
-        .filter(job_queue::retry_count.lt(job_queue::max_retries))
-        .select(min(job_queue::lease_expires_at));
+    let lease =
+        job_queue::table.filter(t2m_queue_is_held(job_queue::queue_status)).select(min(job_queue::lease_expires_at));
     let (asked_at, retry, lease): (DateTime<Utc>, Option<DateTime<Utc>>, Option<DateTime<Utc>>) =
         diesel::select((now.into_sql::<Timestamptz>(), retry.single_value(), lease.single_value()))
             .get_result(conn)
@@ -95,6 +101,16 @@ async fn take_entries(conn: &mut impl Executor, worker: &Worker, batch: BatchSiz
         .assume_not_null()
         .and(entry.field(job_queue::queue_status).eq(QueueStatus::Processing))
         .and(entry.field(job_queue::retry_count).lt(entry.field(job_queue::max_retries)));
+    let spent = diesel::alias!(job_queue as spent_entries);
+    let spent = spent
+        .filter(t2m_queue_is_held(spent.field(job_queue::queue_status)))
+        .filter(spent.field(job_queue::lease_expires_at).le(now))
+        .filter(spent.field(job_queue::retry_count).ge(spent.field(job_queue::max_retries)))
+        .order(spent.field(job_queue::lease_expires_at))
+        .limit(GIVEN_UP)
+        .select(spent.field(job_queue::id))
+        .for_update()
+        .skip_locked();
     let next = entry
         .filter(t2m_queue_is_open(entry.field(job_queue::queue_status)))
         .filter(waits.or(was_lost))
@@ -107,29 +123,32 @@ async fn take_entries(conn: &mut impl Executor, worker: &Worker, batch: BatchSiz
         .select(entry.field(job_queue::id))
         .for_update()
         .skip_locked();
-    let lost = QueueError {
-        message: Some(format!("the worker's lease ran out; taken over by {}", worker.id())),
-        failed_at: Some(Utc::now()),
-        ..QueueError::default()
-    };
+    let lost = |message| QueueError { message: Some(message), failed_at: Some(Utc::now()), ..QueueError::default() };
+    let taken_over = lost(format!("{RAN_OUT}; taken over by {}", worker.id()));
+    let given_up = lost(RAN_OUT.to_owned());
     let was_held = || job_queue::queue_status.eq(QueueStatus::Processing);
+    let was_spent = || was_held().and(job_queue::retry_count.ge(job_queue::max_retries));
+    let never = || None::<DateTime<Utc>>.into_sql::<Nullable<Timestamptz>>();
     // An array is read once; a plain `IN` the planner may read again for every row, and claim more than the limit.
     Ok(diesel::update(job_queue::table)
-        .filter(job_queue::id.eq_any(array::<SqlUuid, _>(next)))
+        .filter(job_queue::id.eq_any(array::<SqlUuid, _>(next)).or(job_queue::id.eq_any(array::<SqlUuid, _>(spent))))
         .set((
-            job_queue::queue_status.eq(QueueStatus::Processing),
+            job_queue::queue_status.eq(case_when(was_spent(), QueueStatus::Failed.into_sql::<Text>())
+                .otherwise(QueueStatus::Processing.into_sql::<Text>())),
+            job_queue::completed_at
+                .eq(case_when(was_spent(), now.into_sql::<Nullable<Timestamptz>>()).otherwise(never())),
             job_queue::worker_id.eq(worker.id()),
             job_queue::processing_node.eq(worker.node()),
             job_queue::processing_started_at.eq(now),
             job_queue::updated_at.eq(now),
             job_queue::next_retry_at.eq(None::<DateTime<Utc>>),
-            job_queue::lease_expires_at.eq(t2m_from_now(seconds).nullable()),
+            job_queue::lease_expires_at.eq(case_when(was_spent(), never()).otherwise(t2m_from_now(seconds).nullable())),
             job_queue::lease_token.eq(job_queue::lease_token + 1),
             job_queue::retry_count.eq(job_queue::retry_count
                 + case_when(was_held(), 1.into_sql::<Integer>()).otherwise(0.into_sql::<Integer>())),
-            job_queue::errors
-                .eq(case_when(was_held(), job_queue::errors.concat(Document::new(vec![lost])))
-                    .otherwise(job_queue::errors)),
+            job_queue::errors.eq(case_when(was_spent(), job_queue::errors.concat(Document::new(vec![given_up])))
+                .when(was_held(), job_queue::errors.concat(Document::new(vec![taken_over])))
+                .otherwise(job_queue::errors)),
         ))
         .returning((
             job_queue::id,

@@ -1,10 +1,14 @@
 //! The queue: who works on which job, and until when.
 //!
 //! A worker holds a job by a *lease*, not by a transaction that stays open while it renders: [`claim`] gives it one that
-//! ends by itself, [`heartbeat`] and [`progress`] prolong it, [`complete`] or [`fail`] ends it. A job whose worker died comes back by itself:
-//! [`claim`] takes leases that ran out as well, and [`put_back_expired`] gives up those that were lost too often. Every
-//! claim raises the job's *fencing token*; a worker that comes late shows an old one and is told [`Error::LeaseLost`]. So a
-//! job is completed once, however many workers believed to have it.
+//! ends by itself, [`heartbeat`] and [`progress`] prolong it, [`complete`] or [`fail`] ends it. A job whose worker died comes
+//! back by itself: [`claim`] takes leases that ran out as well, and fails the jobs that were lost too often. Every claim
+//! raises the job's *fencing token*; a worker that comes late shows an old one and is told [`Error::LeaseLost`]. So a job is
+//! completed once, however many workers believed to have it.
+//!
+//! Python knows neither lease nor token. When it claims, requeues or ends an entry, a trigger raises the token and ends the
+//! lease, so that its worker is not taken over and ours is told. When it ends a job and leaves the entry, our worker is told
+//! as well, and the next claim after the lease closes the entry.
 //!
 //! Queue entries have no owner of their own: they are the machine room. Everything that touches a job through them names the
 //! job's owner, whom the lease carries.
@@ -24,6 +28,7 @@
 //!     let claims = db.with_transaction(async |tx| queue::claim(tx, worker, queue::BatchSize::ONE, lease).await).await?;
 //!     if claims.is_empty() {
 //!         let due = db.with_connection(async |conn| queue::due_in(conn).await).await?.unwrap_or(Duration::MAX);
+//!         let due = due.max(Duration::from_millis(25)); // what is due may be locked: somebody else is just at it
 //!         if let Ok(None) = tokio::time::timeout(due, listener.next()).await {
 //!             return Ok(()); // the database was closed
 //!         }

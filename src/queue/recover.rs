@@ -1,7 +1,7 @@
 //! Bringing back what workers held that are gone.
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::{case_when, not, now};
+use diesel::dsl::{auto_type, case_when, not, now};
 use diesel::prelude::*;
 use diesel::sql_types::{Nullable, Text, Timestamptz};
 use diesel_async::RunQueryDsl;
@@ -15,10 +15,13 @@ use crate::schema::{job_queue, jobs};
 use crate::types::sql::t2m_queue_is_held;
 use crate::types::{Document, JobId, JobStatus, QueueId, QueueStatus};
 
+/// What is recorded of a lease that ran out.
+pub(super) const RAN_OUT: &str = "the worker's lease ran out";
+
 /// Puts back every job whose lease ran out, at most 1,000 at a time; those that were tried too often fail for good.
 ///
-/// [`claim`](super::claim) takes over expired leases by itself, so nothing waits for this; it settles those that nobody may
-/// claim any more. Call it now and then, from any worker. One round trip when there is nothing to do, else three: run it in a
+/// [`claim`](super::claim) does both by itself. This is for when nobody claims: so that whoever asked is told what became of
+/// a job although all workers are gone. One round trip when there is nothing to do, else three: run it in a
 /// transaction. By `job_queue_lease_idx`. Entries that somebody is at are left for the next time.
 pub async fn put_back_expired<C: Executor>(conn: &mut C) -> Result<PutBack>
 where
@@ -34,7 +37,7 @@ where
         .skip_locked()
         .load(conn)
         .await?;
-    put_back(conn, expired, "the worker's lease ran out").await
+    put_back(conn, expired, RAN_OUT).await
 }
 
 /// Puts back at once whatever this worker holds, at most 1,000 jobs: for a supervisor that saw it die, of a Python worker too.
@@ -91,19 +94,32 @@ where
     let (queued, failed): (Vec<_>, Vec<_>) =
         settled.into_iter().partition(|(_, status)| *status == QueueStatus::Queued);
     let put_back = PutBack { queued: queued.len(), failed: failed.len() };
-    let held = |ids: Vec<(JobId, QueueStatus)>| {
-        jobs::table
-            .filter(jobs::id.eq_any(ids.into_iter().map(|(id, _)| id).collect::<Vec<_>>()))
-            .filter(jobs::status.eq(JobStatus::Processing))
-            .filter(not(jobs::is_deleted))
-    };
-    let queued = diesel::update(held(queued)).set(jobs::status.eq(JobStatus::Queued));
-    let failed = diesel::update(held(failed)).set((
-        jobs::status.eq(JobStatus::Failed),
-        jobs::completed_at.eq(now),
-        jobs::error_info.eq(Document::new(ErrorInfo::new(why))),
-    ));
+    let ids = |settled: Vec<(JobId, QueueStatus)>| settled.into_iter().map(|(id, _)| id).collect();
     let (mut one, mut other) = (&*conn, &*conn);
-    try_join!(queued.execute(&mut one), failed.execute(&mut other))?;
+    try_join!(put_back_jobs(&mut one, ids(queued)), give_up_jobs(&mut other, ids(failed), why))?;
     Ok(put_back)
+}
+
+async fn put_back_jobs(conn: &mut impl Executor, ids: Vec<JobId>) -> Result<()> {
+    diesel::update(worked_on(ids)).set(jobs::status.eq(JobStatus::Queued)).execute(conn).await?;
+    Ok(())
+}
+
+/// The jobs of entries that were lost on their last try.
+pub(super) async fn give_up_jobs(conn: &mut impl Executor, ids: Vec<JobId>, why: &str) -> Result<()> {
+    diesel::update(worked_on(ids))
+        .set((
+            jobs::status.eq(JobStatus::Failed),
+            jobs::completed_at.eq(now),
+            jobs::error_info.eq(Document::new(ErrorInfo::new(why))),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+#[auto_type(no_type_alias)]
+fn worked_on(ids: Vec<JobId>) -> _ {
+    let processing: JobStatus = JobStatus::Processing;
+    jobs::table.filter(jobs::id.eq_any(ids)).filter(jobs::status.eq(processing)).filter(not(jobs::is_deleted))
 }

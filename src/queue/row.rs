@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::jobs::Job;
-use crate::types::{Extra, JobId, UserId, text, text_opt};
+use crate::types::{Extra, JobId, UserId, seconds, text, text_opt};
 
 /// Who claims.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub struct Claim {
 pub struct Backoff {
     /// After the first failure. 5 seconds by default: longer than most hiccups of a service that the worker needs.
     pub first: Duration,
-    /// The most. 10 minutes by default: somebody waits for the video.
+    /// The most, a century at most. 10 minutes by default: somebody waits for the video.
     pub max: Duration,
 }
 
@@ -134,9 +134,10 @@ impl Default for Backoff {
 
 impl Backoff {
     /// The wait, in seconds, after `retry_count` failures before this one.
-    pub(super) fn seconds(self, retry_count: i32) -> f64 {
+    pub(super) fn seconds(self, retry_count: i32) -> Result<f64> {
+        let most = seconds("queue.backoff.max", self.max)?;
         let doubled = self.first.as_secs_f64() * f64::from(retry_count.clamp(0, 60)).exp2();
-        doubled.min(self.max.as_secs_f64()) * (1.0 + fastrand::f64() / 4.0)
+        Ok(doubled.min(most) * (1.0 + fastrand::f64() / 4.0))
     }
 }
 
@@ -192,7 +193,7 @@ mod tests {
     fn the_wait_doubles_up_to_its_limit() {
         let backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(10) };
         for (failures, least) in [(0, 1.0), (1, 2.0), (3, 8.0), (4, 10.0), (i32::MAX, 10.0)] {
-            let wait = backoff.seconds(failures);
+            let wait = backoff.seconds(failures).unwrap();
             assert!((least..=least * 1.25).contains(&wait), "{failures}: {wait}");
         }
     }
@@ -203,5 +204,7 @@ mod tests {
         assert!(Worker::new("", None).unwrap_err().to_string().contains("queue.worker_id"));
         assert!(Worker::new("w", Some("n".repeat(256))).unwrap_err().to_string().contains("queue.processing_node"));
         assert!(lease_seconds(Duration::ZERO).is_err());
+        let endless = Backoff { max: Duration::MAX, ..Backoff::default() };
+        assert!(endless.seconds(0).unwrap_err().to_string().contains("queue.backoff.max"));
     }
 }

@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::write_json;
+
 /// Keys of a document that its type does not name. They survive a read-modify-write.
 pub type Extra = Map<String, Value>;
 
@@ -134,7 +136,7 @@ impl<'de, T: DeserializeOwned + Default> Deserialize<'de> for Document<T> {
 impl<T: Serialize + std::fmt::Debug> ToSql<Jsonb, Pg> for Document<T> {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> serialize::Result {
         out.write_all(&[1])?; // jsonb's version
-        serde_json::to_writer(out, self)?;
+        write_json("document", out, self)?;
         Ok(IsNull::No)
     }
 }

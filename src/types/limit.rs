@@ -50,6 +50,16 @@ pub(crate) fn finite(field: &'static str, value: Option<f64>) -> Result<()> {
     }
 }
 
+/// A wait or an age, as seconds: with more than a century a time could leave what the server holds.
+pub(crate) fn seconds(field: &'static str, value: Duration) -> Result<f64> {
+    const CENTURY: Duration = Duration::from_secs(36_525 * 86_400);
+    if value <= CENTURY {
+        return Ok(value.as_secs_f64());
+    }
+    let value = format!("{} s", value.as_secs());
+    Err(Error::Invalid { field, value, allowed: "at most 36525 days".into() })
+}
+
 /// A share of the whole, 0 to 100, kept to two digits after the point.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percentage(BigDecimal);
@@ -133,5 +143,6 @@ mod tests {
         }
         assert_eq!(Percentage::new(33.333).unwrap().as_decimal().to_string(), "33.33");
         assert!(Seconds::new(Duration::from_secs(100_000_000)).is_err());
+        assert!(seconds("f", Duration::MAX).is_err());
     }
 }

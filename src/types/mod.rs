@@ -8,6 +8,7 @@
 
 mod document;
 mod id;
+mod json;
 mod limit;
 mod page;
 mod text;
@@ -17,8 +18,9 @@ pub(crate) mod time;
 
 pub use document::{Broken, Document, Extra};
 pub use id::{FileId, JobId, OperationId, QueueId, UserId};
+pub(crate) use json::{document, write_json, write_json_lossy};
 pub use limit::{Percentage, Seconds};
-pub(crate) use limit::{bytes, finite, number, text, text_opt};
+pub(crate) use limit::{bytes, finite, number, seconds, text, text_opt};
 pub use page::{Cursor, Page, PageSize};
 pub(crate) use page::{List, page_of};
 pub use text::{FileType, JobStatus, JobType, Priority, QueueStatus, Unlisted, UserRole, UserStatus};

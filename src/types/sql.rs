@@ -4,7 +4,7 @@
 #![allow(missing_docs, unreachable_pub, dead_code)]
 
 use diesel::expression::functions::declare_sql_function;
-use diesel::sql_types::{Double, Jsonb, Nullable, Text, Timestamptz};
+use diesel::sql_types::{Double, Jsonb, Nullable, Numeric, Text, Timestamptz};
 
 #[declare_sql_function]
 extern "SQL" {
@@ -35,4 +35,12 @@ extern "SQL" {
     /// The first argument unless it is NULL.
     #[sql_name = "coalesce"]
     fn coalesce(value: Nullable<Timestamptz>, other: Nullable<Timestamptz>) -> Nullable<Timestamptz>;
+
+    /// The first argument unless it is NULL.
+    #[sql_name = "coalesce"]
+    fn coalesce_text(value: Nullable<Text>, other: Nullable<Text>) -> Nullable<Text>;
+
+    /// The first argument unless it is NULL.
+    #[sql_name = "coalesce"]
+    fn coalesce_numeric(value: Nullable<Numeric>, other: Nullable<Numeric>) -> Nullable<Numeric>;
 }

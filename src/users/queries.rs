@@ -1,8 +1,8 @@
 //! Queries on users.
 
-use diesel::dsl::{array, not, now};
+use diesel::dsl::{array, case_when, jsonb_typeof, not, now};
 use diesel::prelude::*;
-use diesel::sql_types::{Record, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Jsonb, Record, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use futures_util::try_join;
 
@@ -19,7 +19,7 @@ use crate::types::{Cursor, JobStatus, List, Page, PageSize, QueueStatus, UserId,
 ///
 /// # Errors
 ///
-/// [`Error::Invalid`] names a field that is too long.
+/// [`Error::Invalid`] names a field that does not fit.
 pub async fn upsert(conn: &mut impl Executor, user: &NewUser) -> Result<User> {
     user.check()?;
     Ok(diesel::insert_into(users::table)
@@ -44,7 +44,7 @@ pub async fn upsert(conn: &mut impl Executor, user: &NewUser) -> Result<User> {
 ///
 /// # Errors
 ///
-/// [`Error::Invalid`] names a field that is too long, or `user.clerk_user_id` if there is one with it, deleted ones included.
+/// [`Error::Invalid`] names a field that does not fit, or `user.clerk_user_id` if there is one with it, deleted ones included.
 pub async fn create(conn: &mut impl Executor, user: &NewUser) -> Result<User> {
     user.check()?;
     diesel::insert_into(users::table)
@@ -88,15 +88,22 @@ pub async fn find_by_email(conn: &mut impl Executor, primary_email: &str) -> Res
     Ok(found.first(conn).await.optional()?)
 }
 
-/// Changes of this user what [`UserChanges`] names. One round trip, by primary key.
+/// Changes of this user what [`UserChanges`] names; `user_metadata` is merged key by key. One round trip, by primary key.
 ///
 /// # Errors
 ///
-/// [`Error::NotFound`]; [`Error::Invalid`] names a field that is too long.
+/// [`Error::NotFound`]; [`Error::Invalid`] names a field that does not fit.
 pub async fn update(conn: &mut impl Executor, id: UserId, changes: &UserChanges) -> Result<User> {
     changes.check()?;
+    let merged = changes.user_metadata.as_ref().map(|new| {
+        users::user_metadata.eq(case_when(
+            jsonb_typeof(users::user_metadata).eq("object"), // SQLAlchemy stores JSON's null for None
+            users::user_metadata.concat(new),
+        )
+        .otherwise(new.into_sql::<Jsonb>()))
+    });
     diesel::update(users::table.find(id).filter(not(users::is_deleted)))
-        .set((changes, users::updated_at.eq(now))) // also when there is nothing to change: an empty SET is no SQL
+        .set((changes, merged, users::updated_at.eq(now))) // also when there is nothing to change: an empty SET is no SQL
         .returning(User::as_returning())
         .get_result(conn)
         .await
@@ -125,6 +132,7 @@ pub async fn list_active(conn: &mut impl Executor, size: PageSize, after: Option
 
 /// Deletes a user together with all jobs and files; what waits in the queue or runs is called off.
 ///
+/// What is being stored for this user at the same time is waited for and goes too, or is refused.
 /// Three round trips, the files in the flight of the queue: run it in a transaction. By primary key, and by the indexes of
 /// jobs and files that begin with their owner. A worker that is at one of the jobs learns of it at its next heartbeat.
 ///
@@ -135,10 +143,15 @@ pub async fn soft_delete<C: Executor>(conn: &mut C, id: UserId) -> Result<UserRe
 where
     for<'c> &'c C: Executor,
 {
-    let gone = diesel::update(users::table.find(id).filter(not(users::is_deleted)))
-        .set((users::is_deleted.eq(true), users::deleted_at.eq(now)))
-        .execute(conn)
-        .await?;
+    // The UPDATE alone would not lock the key: who stores something for this user then neither sees it nor is seen.
+    let locked = diesel::alias!(users as locked_users);
+    let locked = locked.filter(locked.field(users::id).eq(id)).select(locked.field(users::id)).for_update();
+    let gone = diesel::update(
+        users::table.filter(users::id.eq_any(array::<SqlUuid, _>(locked))).filter(not(users::is_deleted)),
+    )
+    .set((users::is_deleted.eq(true), users::deleted_at.eq(now)))
+    .execute(conn)
+    .await?;
     if gone == 0 {
         return Err(Error::NotFound { entity: "user" });
     }
@@ -154,6 +167,7 @@ where
         .set((
             job_queue::queue_status.eq(QueueStatus::Cancelled),
             job_queue::completed_at.eq(now),
+            job_queue::updated_at.eq(now),
             job_queue::lease_expires_at.eq(None::<chrono::DateTime<chrono::Utc>>),
         ));
     let files = diesel::update(file_metadata::table)
@@ -168,7 +182,7 @@ where
         .set((
             jobs::is_deleted.eq(true),
             jobs::deleted_at.eq(now),
-            jobs::status.eq(diesel::dsl::case_when(t2m_job_is_finished(jobs::status), jobs::status)
+            jobs::status.eq(case_when(t2m_job_is_finished(jobs::status), jobs::status)
                 .when(jobs::status.eq(JobStatus::Archived), jobs::status)
                 .otherwise(JobStatus::Cancelled.into_sql::<diesel::sql_types::Text>())),
         ))

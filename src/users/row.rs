@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::schema::users;
-use crate::types::{Document, Extra, UserId, UserRole, UserStatus, text, text_opt};
+use crate::types::{Document, Extra, UserId, UserRole, UserStatus, document, text, text_opt};
 
 /// A user who is not deleted.
 #[derive(Debug, Clone, PartialEq, Serialize, Queryable, Selectable)]
@@ -65,6 +65,8 @@ impl NewUser {
 
     pub(super) fn check(&self) -> Result<()> {
         let Self { clerk_user_id, username, first_name, last_name, image_url, primary_email, primary_phone, .. } = self;
+        document("user.email_addresses", &self.email_addresses)?;
+        document("user.phone_numbers", &self.phone_numbers)?;
         text("user.clerk_user_id", clerk_user_id, 255)?;
         if clerk_user_id.is_empty() {
             // It would be one account for everybody whose id was lost on the way.
@@ -101,12 +103,21 @@ pub struct UserChanges {
     pub role: Option<UserRole>,
     pub status: Option<UserStatus>,
     pub last_active_at: Option<DateTime<Utc>>,
+    /// Merged into what is stored, key by key: one that is not named stays, so that what Python adds meanwhile is not lost.
+    #[diesel(skip_update)] // `update` merges it
     pub user_metadata: Option<Document<Extra>>,
 }
 
 impl UserChanges {
     pub(super) fn check(&self) -> Result<()> {
         let Self { username, first_name, last_name, image_url, primary_email, primary_phone, role, status, .. } = self;
+        document("user.email_addresses", &self.email_addresses)?;
+        document("user.phone_numbers", &self.phone_numbers)?;
+        document("user.user_metadata", &self.user_metadata)?;
+        if let Some(broken) = self.user_metadata.as_ref().and_then(Document::broken) {
+            let value = broken.raw.to_string().chars().take(40).collect();
+            return Err(Error::Invalid { field: "user.user_metadata", value, allowed: "a JSON object".into() });
+        }
         text_opt("user.role", role.as_ref().map(UserRole::as_str), 50)?;
         text_opt("user.status", status.as_ref().map(UserStatus::as_str), 50)?;
         check_texts(
