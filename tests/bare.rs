@@ -113,10 +113,10 @@ async fn what_was_set_on_the_client_is_undone_too() {
         Ok::<_, Error>(())
     });
     scope.await.unwrap();
-    let counted = AtomicUsize::load(&seen, SeqCst);
-    assert!(counted > 0);
+    let before = AtomicUsize::load(&seen, SeqCst);
+    assert!(before > 0);
     noted("next").await.unwrap();
-    assert_eq!(AtomicUsize::load(&seen, SeqCst), counted, "the next borrower is not watched");
+    assert_eq!(AtomicUsize::load(&seen, SeqCst), before, "the next borrower is not watched");
     // Were the statement still taken for prepared, COMMIT would overtake it.
     assert_eq!(last("four").await.unwrap(), 1);
     assert_eq!(setup.stored().await.len(), 4 * 2 + 1);

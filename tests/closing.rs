@@ -251,9 +251,8 @@ async fn a_commit_at_the_end_of_the_grace(commit_with: bool) {
         let db = db.clone();
         let last = diesel::sql_query("INSERT INTO notes (text) VALUES ('kept')");
         async move {
-            let body = async |tx: &mut Transaction| match commit_with {
-                true => tx.commit_with(last).await.map(drop),
-                false => note(tx, "kept").await.map(drop),
+            let body = async |tx: &mut Transaction| {
+                if commit_with { tx.commit_with(last).await.map(drop) } else { note(tx, "kept").await.map(drop) }
             };
             db.transaction("committing").run(body).await
         }

@@ -148,29 +148,26 @@ async fn insert_videos(conn: &mut impl Executor, owner: UserId, rows: &Rows<'_>,
         .filter(jobs::user_id.is_not_distinct_from(owner))
         .filter(not(jobs::is_deleted))
         .select(diesel::dsl::count_star());
+    // An owner who is just being deleted is waited for.
+    let there = users::table.filter(users::id.eq(owner)).filter(not(users::is_deleted)).for_key_share();
     let query = diesel::insert_into(file_metadata::table)
-        .values(
-            new_files::table
-                .filter(exists(users::table.filter(users::id.eq(owner)).filter(not(users::is_deleted))))
-                .filter(theirs.single_value().eq(count))
-                .select((
-                    new_files::id,
-                    owner.into_sql::<SqlUuid>(),
-                    new_files::parent,
-                    FileType::Video.into_sql::<Text>(),
-                    new_files::original_filename,
-                    new_files::stored_filename,
-                    new_files::s3_bucket,
-                    new_files::s3_key,
-                    new_files::s3_version_id,
-                    new_files::file_size,
-                    new_files::content_type,
-                    new_files::checksum,
-                    new_files::details,
-                    new_files::description,
-                    new_files::tags,
-                )),
-        )
+        .values(new_files::table.filter(exists(there)).filter(theirs.single_value().eq(count)).select((
+            new_files::id,
+            owner.into_sql::<SqlUuid>(),
+            new_files::parent,
+            FileType::Video.into_sql::<Text>(),
+            new_files::original_filename,
+            new_files::stored_filename,
+            new_files::s3_bucket,
+            new_files::s3_key,
+            new_files::s3_version_id,
+            new_files::file_size,
+            new_files::content_type,
+            new_files::checksum,
+            new_files::details,
+            new_files::description,
+            new_files::tags,
+        )))
         .into_columns((
             file_metadata::id,
             file_metadata::user_id,

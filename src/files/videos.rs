@@ -64,7 +64,8 @@ pub async fn video_store(conn: &mut impl Executor, owner: UserId, video: &NewVid
             Document::new(details.clone()).into_sql::<Jsonb>(),
             description.as_deref().into_sql::<Nullable<Text>>(),
             Document::new(tags.clone()).into_sql::<Jsonb>(),
-        ));
+        ))
+        .for_key_share(); // an owner who is just being deleted is waited for
     diesel::insert_into(file_metadata::table)
         .values(row)
         .into_columns((

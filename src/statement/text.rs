@@ -41,8 +41,9 @@ impl Text {
 }
 
 /// Texts by the type of their query. Bounded by the number of query types in the program.
-static BY_TYPE: LazyLock<RwLock<HashMap<TypeId, Arc<Text>, BuildHasherDefault<AsItIs>>>> =
-    LazyLock::new(RwLock::default);
+static BY_TYPE: LazyLock<RwLock<ByType>> = LazyLock::new(RwLock::default);
+
+type ByType = HashMap<TypeId, Arc<Text>, BuildHasherDefault<AsItIs>>;
 
 /// The text of the query type `id`, if it was rendered before.
 pub(super) fn known(id: TypeId) -> Option<Arc<Text>> {

@@ -60,13 +60,9 @@ pub(super) async fn resolve(lease: &Lease, sent: &Sent, until: Option<Instant>) 
     };
     let patience = Instant::now() + lease.pool.config.checkout_timeout;
     let until = until.map_or(patience, |until| until.max(Instant::now() + Duration::from_millis(100)).min(patience));
-    match timeout_at(until, ask_until_known(lease, xid, identity, until)).await {
-        Ok(resolution) => resolution,
-        Err(_) => {
-            let why = "the server could not be asked, was a standby, or still worked on it, until the deadline";
-            Resolution::Unknown(why.to_owned())
-        }
-    }
+    let resolved = timeout_at(until, ask_until_known(lease, xid, identity, until)).await;
+    let why = "the server could not be asked, was a standby, or still worked on it, until the deadline";
+    resolved.unwrap_or_else(|_| Resolution::Unknown(why.to_owned()))
 }
 
 async fn ask_until_known(lease: &Lease, xid: u64, identity: &Identity, until: Instant) -> Resolution {

@@ -201,7 +201,7 @@ impl Scope {
         if text.kind != Kind::Select {
             self.wrote.store(true, SeqCst);
         }
-        let began = (!self.told.load(SeqCst)).then(Instant::now);
+        let first_sent = (!self.told.load(SeqCst)).then(Instant::now);
         // What the statement failed with, and is sent again for.
         let mut failure = None;
         loop {
@@ -237,7 +237,7 @@ impl Scope {
                     return Ok(answer);
                 }
                 Err(failed) if self.may_send_again(lease, slot, &failed) => {
-                    if Box::pin(self.replace(lease, slot, began)).await.is_err() {
+                    if Box::pin(self.replace(lease, slot, first_sent)).await.is_err() {
                         return Err(self.given_up(session, failed.error));
                     }
                 }
