@@ -1,5 +1,6 @@
 //! W1 to W5 on the private server, one task: `cargo bench`. Beside other stacks: `benches/README.md`.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::time::Duration;
 
@@ -27,6 +28,36 @@ const TABLES: &str = "
     ANALYZE;";
 
 type Item = (i64, String);
+
+/// What bb8 itself takes to lend something and to have it back, without a ping.
+#[derive(Debug)]
+struct Nothing;
+
+impl bb8::ManageConnection for Nothing {
+    type Connection = ();
+    type Error = Infallible;
+
+    async fn connect(&self) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    async fn is_valid(&self, (): &mut ()) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn has_broken(&self, (): &mut ()) -> bool {
+        false
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "it is what is measured")]
+async fn bb8_alone(pool: &bb8::Pool<Nothing>) -> Result<(), bb8::RunError<Infallible>> {
+    pool.get().await.map(drop)
+}
+
+async fn checkout(db: &Database) -> Result<()> {
+    db.with_connection(async |_| Ok(())).await
+}
 
 async fn w1(db: &Database) -> Result<Item> {
     db.with_transaction(async |tx| Ok(items::table.find(4711).get_result(tx).await?)).await
@@ -103,6 +134,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             });
         };
     }
+    let bb8 = bb8::Pool::builder().max_size(1).test_on_check_out(false);
+    let bb8 = runtime.block_on(bb8.build(Nothing))?;
+    bench!("checkout and check-in", checkout(&db));
+    bench!("checkout and check-in, bb8 alone", bb8_alone(&bb8));
     bench!("W1 a transaction with one SELECT", w1(&db));
     bench!("W1 with commit_returning", w1_commit_with(&db));
     bench!("W2 INSERT .. RETURNING, then UPDATE", w2(&db));

@@ -199,6 +199,20 @@ async fn what_a_scope_changed_in_its_second_session_is_seen_although_begin_went_
 }
 
 #[tokio::test]
+async fn a_session_that_the_server_ended_retires_its_siblings_whenever_that_was() {
+    let setup = crate::support::setup(2).await;
+    warm(&setup, 2).await;
+    let held = hold(&setup.db, "in the middle").await;
+    let terminate = "SELECT pg_terminate_backend($1)";
+    setup.client.execute(terminate, &[&setup.db.checkouts()[0].backend_pid]).await.unwrap();
+    until("its end is seen", || setup.db.stats().size == 1).await;
+    assert!(held.end().await.unwrap_err().is_retryable());
+    ping(&setup.db).await.unwrap();
+    let stats = setup.db.stats();
+    assert_eq!((stats.opened, stats.closed.broken, stats.closed.outdated), (3, 1, 1), "{stats:#?}");
+}
+
+#[tokio::test]
 async fn a_demoted_primary_retires_its_siblings_and_nobody_is_told() {
     // What is left of a failover behind one name: sessions on what is a standby now, and new ones go to the primary.
     let primary = Server::builder().tcp().start().await.unwrap();

@@ -8,6 +8,7 @@ use parking_lot::MutexGuard;
 use super::admission::Permit;
 use super::stats::CloseReason;
 use super::{Held, Pool, Session};
+use crate::error::is_server_gone;
 
 impl Pool {
     /// The connection that was used last, if one is idle.
@@ -48,6 +49,10 @@ impl Pool {
         now: Instant,
         unused_since: Option<Instant>,
     ) {
+        if held.is_dead() && held.wire.fatal().is_some_and(|report| is_server_gone(report.sqlstate)) {
+            // Its siblings were opened before that, and are on the same server.
+            self.outdate(&held);
+        }
         let close = close.or(held.close).or_else(|| {
             if held.is_dead() {
                 Some(CloseReason::Broken)
