@@ -203,8 +203,8 @@ async fn a_session_that_the_server_ended_retires_its_siblings_whenever_that_was(
     let setup = crate::support::setup(2).await;
     warm(&setup, 2).await;
     let held = hold(&setup.db, "in the middle").await;
-    let terminate = "SELECT pg_terminate_backend($1)";
-    setup.client.execute(terminate, &[&setup.db.checkouts()[0].backend_pid]).await.unwrap();
+    let terminate = format!("SELECT pg_terminate_backend({})", setup.db.checkouts()[0].backend_pid);
+    setup.client.batch_execute(&terminate).await.unwrap();
     until("its end is seen", || setup.db.stats().size == 1).await;
     assert!(held.end().await.unwrap_err().is_retryable());
     ping(&setup.db).await.unwrap();
