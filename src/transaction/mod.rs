@@ -11,6 +11,7 @@ mod commit_with;
 mod connection;
 mod managers;
 mod options;
+mod resend;
 mod resolve;
 mod retry;
 mod rows;
