@@ -11,6 +11,7 @@ use t2m_db::testing::Server;
 use t2m_db::{CommitOutcome, Config, Database, Error};
 use tokio::task::JoinSet;
 
+use crate::pool_support::until;
 use crate::support::rounds;
 
 diesel::table! {
@@ -102,7 +103,9 @@ pub(crate) async fn compare(client: &tokio_postgres::Client, told: &[Told]) -> (
 /// Crashes the server so many times under load; returns how many committed entries were lost.
 async fn crashes(server: &Server, times: u32) -> u32 {
     let database = server.empty_database().await.unwrap();
-    database.client().await.unwrap().batch_execute("CREATE TABLE ledger (id bigint PRIMARY KEY)").await.unwrap();
+    // Whatever else is committed asynchronously, the table is there after a crash.
+    let table = "SET synchronous_commit = on; CREATE TABLE ledger (id bigint PRIMARY KEY)";
+    database.client().await.unwrap().batch_execute(table).await.unwrap();
     let config = Config::from_url(&database.url()).unwrap().max_size(6).health_interval(None);
     let db = Database::connect(config).await.unwrap();
     let load = Load::start(&db, 8);
@@ -110,9 +113,7 @@ async fn crashes(server: &Server, times: u32) -> u32 {
     while windows.len() < times as usize {
         let before = load.committed.load(SeqCst);
         // At a random moment, once it works again.
-        while load.committed.load(SeqCst) < before + 8 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until("the load is served again", || load.committed.load(SeqCst) >= before + 8).await;
         tokio::time::sleep(Duration::from_micros(fastrand::u64(0..20_000))).await;
         let client = database.client().await.unwrap();
         let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 't2m-db' ORDER BY random() LIMIT 1";
