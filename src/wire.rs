@@ -166,7 +166,9 @@ impl Wire {
     }
 
     fn passed_text(&self, text: &[u8]) {
-        if let Some(reader) = self.reader.get() {
+        if !text.is_empty()
+            && let Some(reader) = self.reader.get()
+        {
             self.read.fetch_or(reader(&String::from_utf8_lossy(text)), SeqCst);
         }
     }

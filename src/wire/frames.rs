@@ -1,7 +1,7 @@
 //! Cuts a byte stream into protocol messages without keeping them.
 
 /// The most of a message body that is kept for the reader: error reports with a long detail fit.
-pub(super) const MOST_KEPT: usize = 8 * 1024;
+const MOST_KEPT: usize = 8 * 1024;
 
 /// One direction of the stream: remembers where inside a message the last chunk ended.
 #[derive(Debug)]
