@@ -13,7 +13,7 @@ use t2m_db::{AbortReason, CommitOutcome, Error, Transaction};
 use tokio::sync::oneshot;
 
 use crate::pool_support::{ping, through_a_proxy, until};
-use crate::support::{batch, note, notes, setup};
+use crate::support::{batch, note, notes, one_connection_is_idle, setup};
 
 /// The error of a scope that was not committed.
 fn reason(told: Result<(), Error>) -> AbortReason {
@@ -32,6 +32,30 @@ async fn dropped_savepoint(tx: &mut Transaction) {
         std::future::pending::<Result<(), Error>>().await
     });
     assert!(matches!(select(pin!(nested), here).await, Either::Right(_)));
+}
+
+#[tokio::test]
+async fn the_bare_connection_nests_and_is_watched() {
+    let setup = setup(1).await;
+    setup
+        .db
+        .with_transaction(async |tx| {
+            let raw = tx.raw().await?;
+            raw.transaction(async |raw| {
+                diesel::insert_into(notes::table).values(notes::text.eq("raw")).execute(raw).await
+            })
+            .await?;
+            Ok::<_, Error>(())
+        })
+        .await
+        .unwrap();
+    let scope = setup.db.with_transaction(async |tx| {
+        note(tx, "undone").await?;
+        Ok(tx.raw().await?.batch_execute("ROLLBACK").await?)
+    });
+    assert_eq!(reason(scope.await), AbortReason::BodyRolledBack);
+    assert_eq!(setup.stored().await, ["raw"]);
+    one_connection_is_idle(&setup).await;
 }
 
 #[tokio::test]

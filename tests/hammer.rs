@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use diesel::ExpressionMethods;
+use diesel::{ExpressionMethods, QueryDsl};
 use diesel_async::SimpleAsyncConnection;
 use futures_util::FutureExt;
-use t2m_db::testing::TestDatabase;
-use t2m_db::{CommitOutcome, Config, Database, Error, Transaction};
+use t2m_db::testing::{Server, TestDatabase, Tls};
+use t2m_db::{CommitOutcome, Config, Connection, Database, Error, Transaction};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -35,10 +35,10 @@ enum Told {
     Nothing,
 }
 
-async fn prepare(database: &TestDatabase) -> Database {
+async fn prepare(database: &TestDatabase, url: &str) -> Database {
     let client = database.client().await.unwrap();
     client.batch_execute("CREATE TABLE ledger (entry bigint, part int, PRIMARY KEY (entry, part))").await.unwrap();
-    let config = Config::from_url(&database.url()).unwrap().max_size(CONNECTIONS).application_name("hammer");
+    let config = Config::from_url(url).unwrap().max_size(CONNECTIONS).application_name("hammer");
     Database::connect(config).await.unwrap()
 }
 
@@ -69,10 +69,24 @@ async fn body(tx: &mut Transaction, entry: i64, fate: u64) -> Result<(), Error> 
             tx.commit_with(row(2)).await?;
             return Ok(());
         }
+        6 => {
+            let tx = &*tx;
+            let (second, third) = (row(2).execute(&mut &*tx), row(3).execute(&mut &*tx));
+            futures_util::try_join!(second, third)?;
+            diesel::delete(ledger::table.find((entry, 3))).execute(&mut &*tx).await?;
+            return Ok(());
+        }
         _ => {}
     }
     row(2).execute(tx).await?;
     Ok(())
+}
+
+/// A read of an entry that nobody wrote: an `Ok` would be a lie.
+async fn nothing_of(conn: &mut Connection, entry: i64) -> Result<(), Error> {
+    use diesel_async::RunQueryDsl;
+    let parts: i64 = ledger::table.filter(ledger::entry.eq(entry)).count().get_result(conn).await?;
+    if parts > 0 { Ok(()) } else { Err(Error::NotFound { entity: "entry" }) }
 }
 
 fn told(result: Result<(), Error>) -> Told {
@@ -87,11 +101,18 @@ fn told(result: Result<(), Error>) -> Told {
 }
 
 async fn one(db: &Database, entry: i64) -> Told {
-    let fate = fastrand::u64(0..12);
+    let fate = fastrand::u64(0..14);
     let scope = db.transaction("hammer");
     let scope =
         if fastrand::u8(0..4) == 0 { scope.deadline(Duration::from_millis(fastrand::u64(1..40))) } else { scope };
-    let run = AssertUnwindSafe(scope.run(async move |tx| body(tx, entry, fate).await)).catch_unwind();
+    let run = async {
+        match fate {
+            7 => scope.run_retrying(async move |tx| body(tx, entry, fate).await).await,
+            8 => db.with_connection(async move |conn| nothing_of(conn, entry).await).await,
+            _ => scope.run(async move |tx| body(tx, entry, fate).await).await,
+        }
+    };
+    let run = AssertUnwindSafe(run).catch_unwind();
     let told = if fastrand::u8(0..4) == 0 {
         match timeout(Duration::from_micros(fastrand::u64(0..30_000)), run).await {
             Ok(ended) => ended.map(told),
@@ -128,9 +149,15 @@ async fn watch_sessions(database: &TestDatabase, most: Arc<AtomicU32>, stop: Arc
     }
 }
 
-async fn hammer(kills: bool) {
-    let database = Arc::new(t2m_db::testing::database().await);
-    let db = prepare(&database).await;
+async fn hammer(kills: bool, length: Duration) {
+    let database = t2m_db::testing::database().await;
+    let url = database.url();
+    hammer_on(database, &url, kills, length).await;
+}
+
+async fn hammer_on(database: TestDatabase, url: &str, kills: bool, length: Duration) {
+    let database = Arc::new(database);
+    let db = prepare(&database, url).await;
     let (stop, most, next) =
         (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)), Arc::new(AtomicU64::new(0)));
     let mut storm = JoinSet::new();
@@ -143,7 +170,7 @@ async fn hammer(kills: bool) {
         let (database, stop) = (Arc::clone(&database), Arc::clone(&stop));
         storm.spawn(async move { trouble(&database, statement, stop, Duration::from_millis(*pause)).await });
     }
-    let end = Instant::now() + if kills { LENGTH } else { LENGTH / 4 };
+    let end = Instant::now() + length;
     let mut tasks = JoinSet::new();
     for _ in 0..TASKS {
         let (db, next) = (db.clone(), Arc::clone(&next));
@@ -190,10 +217,20 @@ async fn hammer(kills: bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_caller_is_told_the_truth_in_a_storm_of_kills_and_cancels() {
-    hammer(true).await;
+    hammer(true, LENGTH).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_and_failed_scopes_cost_no_connection() {
-    hammer(false).await;
+    hammer(false, LENGTH / 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_caller_is_told_the_truth_over_tls() {
+    let server = Server::builder().tls(Tls::good()).start().await.unwrap();
+    let database = server.database().await.unwrap();
+    let authority = server.certificates().unwrap().authority.display();
+    let (port, name) = (server.port().unwrap(), database.name());
+    let url = format!("postgres://postgres@localhost:{port}/{name}?sslmode=verify-full&sslrootcert={authority}");
+    hammer_on(database, &url, true, LENGTH / 4).await;
 }

@@ -1,7 +1,6 @@
 //! How a scope can end, one by one: what the caller is told, what is stored, and where the connection is afterwards.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
@@ -9,25 +8,10 @@ use std::time::Duration;
 use diesel::prelude::*;
 use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection};
 use futures_util::FutureExt;
-use futures_util::future::poll_immediate;
-use t2m_db::{AbortReason, CommitOutcome, Error, Isolation, Transaction};
-use tokio::sync::oneshot;
+use t2m_db::{AbortReason, CommitOutcome, Error, Isolation};
 use tokio::time::timeout;
 
-use crate::support::{LONG, Setup, batch, note, notes, setup};
-
-fn reason(error: &Error) -> &AbortReason {
-    match error {
-        Error::Aborted { reason, .. } => reason,
-        other => panic!("not aborted: {other:?}"),
-    }
-}
-
-async fn one_connection_is_idle(setup: &Setup) {
-    let stats = setup.db.stats();
-    assert_eq!((stats.checked_out, stats.idle, stats.opened), (0, 1, 1), "{stats:#?}");
-    assert_eq!(setup.states().await, ["idle"]);
-}
+use crate::support::{LONG, Setup, batch, note, notes, one_connection_is_idle, reason, setup};
 
 #[tokio::test]
 async fn ok_commits_and_err_rolls_back() {
@@ -213,58 +197,6 @@ async fn an_empty_transaction_sends_nothing() {
 }
 
 #[tokio::test]
-async fn a_deadline_is_told_as_one_when_the_servers_own_clock_was_quicker() {
-    let setup = setup(1).await;
-    let db = setup.db.clone();
-    let scope = tokio::spawn(async move {
-        let scope = db.transaction("slow").deadline(Duration::from_millis(300));
-        scope.run(async |tx| batch(tx, "SELECT pg_sleep(30)").await).await
-    });
-    setup.until_running("%pg_sleep(30)%").await;
-    // A thread that gets no processor: when it goes on, the server has given up already, and that is read first.
-    std::thread::sleep(Duration::from_millis(700));
-    let told = scope.await.unwrap();
-    let error = told.unwrap_err();
-    assert!(matches!(&error, Error::Deadline { phase: "running its body", .. }), "{error:?}");
-    setup.all_back().await;
-    one_connection_is_idle(&setup).await;
-}
-
-#[tokio::test]
-async fn a_deadline_stops_the_body_and_the_server() {
-    let setup = setup(1).await;
-    let scope = setup.db.transaction("slow").deadline(Duration::from_millis(100));
-    let error = scope
-        .run(async |tx| {
-            note(tx, "undone").await?;
-            batch(tx, "SELECT pg_sleep(30)").await
-        })
-        .await
-        .unwrap_err();
-    let Error::Deadline { phase, budget, .. } = &error else { panic!("{error:?}") };
-    assert_eq!((*phase, *budget), ("running its body", Duration::from_millis(100)));
-    setup.all_back().await;
-    one_connection_is_idle(&setup).await;
-    assert_eq!(setup.stored().await, [""; 0]);
-    // Waiting for a connection counts too.
-    let (enter, entered) = oneshot::channel();
-    let db = setup.db.clone();
-    let holder = tokio::spawn(async move {
-        let run = db.with_transaction(async |tx| {
-            note(tx, "held").await?;
-            let _ = enter.send(());
-            std::future::pending::<Result<(), Error>>().await
-        });
-        run.await
-    });
-    entered.await.unwrap();
-    let scope = setup.db.transaction("late").deadline(Duration::from_millis(50));
-    let error = scope.run(async |tx| note(tx, "never").await).await.unwrap_err();
-    assert!(matches!(&error, Error::Deadline { phase: "waiting for a connection", .. }), "{error}");
-    holder.abort();
-}
-
-#[tokio::test]
 async fn a_scope_that_would_wait_for_itself_is_told_both_places() {
     let setup = setup(1).await;
     let error = timeout(
@@ -342,135 +274,6 @@ async fn commit_with_commits_and_is_the_end() {
         one_connection_is_idle(&setup).await;
     }
     assert_eq!(setup.stored().await, ["first", "again", "prepared", "before", "last", "kept"]);
-}
-
-#[tokio::test]
-async fn nested_scopes_keep_undo_and_survive_being_cancelled() {
-    let setup = setup(1).await;
-    setup
-        .db
-        .with_transaction(async |tx| {
-            note(tx, "outer").await?;
-            tx.savepoint(async |tx| note(tx, "kept").await).await?;
-            let undone = tx
-                .savepoint(async |tx| {
-                    note(tx, "undone").await?;
-                    Err::<(), _>(Error::NotFound { entity: "proof" })
-                })
-                .await;
-            assert!(matches!(undone, Err(Error::NotFound { .. })));
-            // diesel's own nesting, and two levels.
-            tx.transaction(async |tx| {
-                note(tx, "level one").await?;
-                let inner = tx
-                    .transaction(async |tx| {
-                        note(tx, "level two").await?;
-                        Err::<(), Error>(diesel::result::Error::RollbackTransaction.into())
-                    })
-                    .await;
-                assert!(inner.is_err());
-                Ok::<_, Error>(())
-            })
-            .await?;
-            // A statement fails inside: the outer one goes on.
-            let failed = tx.savepoint(async |tx| note(tx, "outer").await).await.unwrap_err();
-            assert!(failed.is_unique_violation());
-            // One that swallows it is told.
-            let swallowed = tx
-                .savepoint(async |tx| {
-                    drop(note(tx, "outer").await);
-                    Ok::<_, Error>(())
-                })
-                .await
-                .unwrap_err();
-            assert!(matches!(reason(&swallowed), AbortReason::StatementFailed { .. }));
-            // Cancelled while its statement runs.
-            let slow = tx.savepoint(async |tx| {
-                note(tx, "cancelled").await?;
-                batch(tx, "SELECT pg_sleep(30)").await
-            });
-            assert!(timeout(Duration::from_millis(50), slow).await.is_err());
-            note(tx, "after").await
-        })
-        .await
-        .unwrap();
-    assert_eq!(setup.stored().await, ["outer", "kept", "level one", "after"]);
-    one_connection_is_idle(&setup).await;
-}
-
-#[tokio::test]
-async fn a_statement_that_was_begun_and_dropped_is_not_waited_for() {
-    let setup = setup(1).await;
-    // Polled once: it is on its way, or still in the client, and nobody waits for it.
-    let begun = async |tx: &mut Transaction| poll_immediate(pin!(batch(tx, "SELECT pg_sleep(600)"))).await.is_none();
-    let outer = setup.db.with_transaction(async |tx| {
-        note(tx, "lost").await?;
-        assert!(begun(tx).await);
-        Ok::<_, Error>(())
-    });
-    let error = timeout(LONG, outer).await.unwrap().unwrap_err();
-    assert!(
-        matches!(reason(&error), AbortReason::StatementFailed { sqlstate, .. } if sqlstate == "57014"),
-        "{error:?}"
-    );
-    let nested = setup.db.with_transaction(async |tx| {
-        let undone = tx.savepoint(async |tx| {
-            assert!(begun(tx).await);
-            Err::<(), _>(Error::NotFound { entity: "proof" })
-        });
-        assert!(matches!(undone.await, Err(Error::NotFound { .. })));
-        note(tx, "kept").await
-    });
-    timeout(LONG, nested).await.unwrap().unwrap();
-    assert_eq!(setup.stored().await, ["kept"]);
-    one_connection_is_idle(&setup).await;
-}
-
-#[tokio::test]
-async fn an_unfinished_savepoint_is_not_ok() {
-    use diesel_async::TransactionManager;
-    type Manager = <t2m_db::Transaction as AsyncConnection>::TransactionManager;
-    let setup = setup(1).await;
-    let error = setup
-        .db
-        .with_transaction(async |tx| {
-            note(tx, "undone").await?;
-            Manager::begin_transaction(tx).await?;
-            Ok::<_, Error>(())
-        })
-        .await
-        .unwrap_err();
-    assert_eq!(reason(&error), &AbortReason::UnfinishedNested { depth: 1 });
-    assert_eq!(setup.stored().await, [""; 0]);
-}
-
-#[tokio::test]
-async fn the_bare_connection_nests_and_is_watched() {
-    let setup = setup(1).await;
-    setup
-        .db
-        .with_transaction(async |tx| {
-            let raw = tx.raw().await?;
-            raw.transaction(async |raw| {
-                diesel::insert_into(notes::table).values(notes::text.eq("raw")).execute(raw).await
-            })
-            .await?;
-            Ok::<_, Error>(())
-        })
-        .await
-        .unwrap();
-    let error = setup
-        .db
-        .with_transaction(async |tx| {
-            note(tx, "undone").await?;
-            tx.raw().await?.batch_execute("ROLLBACK").await?;
-            Ok::<_, Error>(())
-        })
-        .await
-        .unwrap_err();
-    assert_eq!(reason(&error), &AbortReason::BodyRolledBack);
-    assert_eq!(setup.stored().await, ["raw"]);
-    one_connection_is_idle(&setup).await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use diesel_async::SimpleAsyncConnection;
 use t2m_db::testing::TestDatabase;
-use t2m_db::{Config, Database, Error, Transaction};
+use t2m_db::{AbortReason, Config, Database, Error, Transaction};
 
 diesel::table! {
     notes (id) {
@@ -37,7 +37,11 @@ pub(crate) async fn setup_with(settings: impl FnOnce(Config) -> Config) -> Setup
 
 /// The table, without a pool.
 pub(crate) async fn table() -> (TestDatabase, tokio_postgres::Client) {
-    let database = t2m_db::testing::empty_database().await;
+    table_in(t2m_db::testing::empty_database().await).await
+}
+
+/// The table in this database.
+pub(crate) async fn table_in(database: TestDatabase) -> (TestDatabase, tokio_postgres::Client) {
     let client = database.client().await.unwrap();
     let sql =
         "CREATE TABLE notes (id bigserial PRIMARY KEY, text text NOT NULL UNIQUE, seen bigint NOT NULL DEFAULT 0)";
@@ -96,6 +100,22 @@ pub(crate) async fn note(tx: &mut Transaction, text: &str) -> Result<i64, Error>
 /// Runs a batch and has errors of the library's type.
 pub(crate) async fn batch(tx: &mut Transaction, sql: &str) -> Result<(), Error> {
     Ok(tx.batch_execute(sql).await?)
+}
+
+/// Why a scope was not committed.
+#[track_caller]
+pub(crate) fn reason(error: &Error) -> &AbortReason {
+    match error {
+        Error::Aborted { reason, .. } => reason,
+        other => panic!("not aborted: {other:?}"),
+    }
+}
+
+/// The pool has one connection, the first one, and the server sees it idle.
+pub(crate) async fn one_connection_is_idle(setup: &Setup) {
+    let stats = setup.db.stats();
+    assert_eq!((stats.checked_out, stats.idle, stats.opened), (0, 1, 1), "{stats:#?}");
+    assert_eq!(setup.states().await, ["idle"]);
 }
 
 /// How often a test repeats: `usually`, times `T2M_DB_TEST_ROUNDS` for the long version.

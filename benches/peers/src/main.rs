@@ -37,6 +37,7 @@ macro_rules! with_peer {
         match $name {
             "t2m-db" => $module::$function::<peers::T2m<false>>($($argument),*),
             "t2m-db commit_with" => $module::$function::<peers::T2m<true>>($($argument),*),
+            "diesel" => $module::$function::<peers::Alone>($($argument),*),
             "diesel+bb8" => $module::$function::<peers::Bb8>($($argument),*),
             "diesel+deadpool" => $module::$function::<peers::Deadpool>($($argument),*),
             "tokio-postgres+deadpool" => $module::$function::<peers::TokioPostgres>($($argument),*),

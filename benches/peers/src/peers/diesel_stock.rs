@@ -1,10 +1,12 @@
-//! diesel-async with the pools that it comes with, bb8 and deadpool: only how a connection is taken differs.
+//! diesel-async with the pools that it comes with, bb8 and deadpool, and without one: only how a connection is taken differs.
 
 use std::future::Future;
 use std::ops::DerefMut;
+use std::sync::Arc;
 
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, bb8, deadpool};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use tokio::sync::Mutex;
 
 use super::typed;
 use crate::peer::{Batch, Fault, Item, Peer, Result, turn};
@@ -38,9 +40,21 @@ impl Pool for deadpool::Pool<AsyncPgConnection> {
     }
 }
 
+/// One bare connection, whatever the size: what the same statements cost without a pool and without a scope.
+impl Pool for Arc<Mutex<AsyncPgConnection>> {
+    async fn open(url: &str, _: u32) -> Result<Self> {
+        Ok(Self::new(Mutex::new(AsyncPgConnection::establish(url).await?)))
+    }
+
+    async fn take(&self) -> Result<impl DerefMut<Target = AsyncPgConnection> + Send> {
+        Ok(self.lock().await)
+    }
+}
+
 #[derive(Clone)]
 pub struct Stock<P>(P);
 
+pub type Alone = Stock<Arc<Mutex<AsyncPgConnection>>>;
 pub type Bb8 = Stock<bb8::Pool<AsyncPgConnection>>;
 pub type Deadpool = Stock<deadpool::Pool<AsyncPgConnection>>;
 

@@ -11,7 +11,7 @@ mod t2m;
 mod typed;
 
 pub use by_hand::{Bare, TokioPostgres};
-pub use diesel_stock::{Bb8, Deadpool};
+pub use diesel_stock::{Alone, Bb8, Deadpool};
 pub use pgbench::serve as pgbench;
 #[cfg(feature = "orms")]
 pub use sea_orm_peer::SeaOrm;
