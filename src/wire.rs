@@ -71,6 +71,7 @@ impl Marks {
 #[derive(Debug, Default)]
 pub(crate) struct Wire {
     status: AtomicU8,
+    answers: AtomicBool,
     unanswered: AtomicU32,
     quiet: AtomicWaker,
     begins: AtomicU32,
@@ -106,12 +107,18 @@ impl Wire {
         for counter in [&self.begins, &self.commits, &self.rollbacks, &self.all_rollbacks, &self.releases, &self.sets] {
             counter.store(0, Relaxed);
         }
+        self.answers.store(false, Relaxed);
         self.seen.store(0, Relaxed);
         self.xid.store(0, Relaxed);
         self.xid_answers.store(0, Relaxed);
         self.reading.store(false, Relaxed);
         self.read.store(0, Relaxed);
         self.reports.lock().clear();
+    }
+
+    /// Something that was sent in this scope was answered. What else the server says may be late, as that a statement is closed.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answers.load(Relaxed)
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -233,6 +240,7 @@ impl Wire {
     }
 
     fn answered(&self) {
+        self.answers.store(true, Relaxed);
         if self.unanswered.fetch_sub(1, SeqCst) == 1 {
             self.quiet.wake();
         }

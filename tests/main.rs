@@ -59,6 +59,7 @@ mod round_trips;
 mod saturation;
 mod scopes;
 mod server;
+mod silence;
 mod silent_network;
 mod sql_text;
 mod support;

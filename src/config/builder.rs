@@ -40,6 +40,9 @@ impl Config {
 
     /// How long a checkout may wait for a connection. **Default: 10 s.**
     ///
+    /// Half of it is how long the first flight on a connection may go without a word from the server, before the connection is
+    /// closed and the flight sent again on another one: a statement may take longer, what goes before it is answered at once.
+    ///
     /// Whoever waits ten seconds for a mere connection has mostly been given up by his own caller; the 30 s of HikariCP, sqlx
     /// and bb8 only make a longer queue of such. It is twice `connect_timeout`: an attempt that hangs leaves time for a second.
     pub fn checkout_timeout(mut self, timeout: Duration) -> Self {
@@ -101,9 +104,8 @@ impl Config {
     /// The kernel closes a TCP connection when data that was sent stays unacknowledged so long; `None` leaves it to the
     /// system. **Default: 30 s**, and never more than half of [`checkout_timeout`](Self::checkout_timeout).
     ///
-    /// The system's own answer is about 15 minutes. This is also what ends a scope without a deadline whose connection went
-    /// silent: its first flight is then sent again on another one, within what is left of `checkout_timeout`; a later statement
-    /// fails. Linux only. URL parameter `tcp_user_timeout`, in milliseconds.
+    /// The system's own answer is about 15 minutes. This is what ends a scope without a deadline whose connection goes silent
+    /// later than with its first flight. Linux only. URL parameter `tcp_user_timeout`, in milliseconds.
     pub fn tcp_user_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.tcp_user_timeout = timeout.into();
         self

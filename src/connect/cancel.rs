@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
@@ -11,6 +12,7 @@ use tokio_postgres::tls::ChannelBinding;
 
 use super::attempt::Shared;
 use super::hosts::Route;
+use super::tls;
 use super::transport::{Established, Transport};
 
 /// Cancels what one session is running, over a socket of its own to the same address.
@@ -40,12 +42,30 @@ impl Canceller {
         timeout(self.shared.timeout, self.request()).await?
     }
 
-    async fn request(&self) -> io::Result<()> {
-        let socket = self.shared.dial(&self.route).await?;
-        let mut transport = match self.route.host_name() {
-            Some(host) if self.encrypted => self.shared.encrypt(socket, host).await?,
-            _ => Transport::Plain(socket),
+    /// Whether nothing comes back from the session's address either, for so long: whatever comes, a refusal included, is no
+    /// silence. The server is asked for TLS, which it answers before there is a session.
+    pub(crate) async fn is_silent(&self, patience: Duration) -> bool {
+        let answer = async {
+            match self.reach().await? {
+                Transport::Plain(mut socket) => drop(tls::ask(&mut socket).await),
+                Transport::Tls(_) => {}
+            }
+            io::Result::Ok(())
         };
+        timeout(patience, answer).await.is_err()
+    }
+
+    /// A socket to the session's address, with nothing left to negotiate.
+    async fn reach(&self) -> io::Result<Transport> {
+        let socket = self.shared.dial(&self.route).await?;
+        match self.route.host_name() {
+            Some(host) if self.encrypted => self.shared.encrypt(socket, host).await,
+            _ => Ok(Transport::Plain(socket)),
+        }
+    }
+
+    async fn request(&self) -> io::Result<()> {
+        let mut transport = self.reach().await?;
         let nothing_to_negotiate = Established { binding: ChannelBinding::none() };
         self.token.cancel_query_raw(&mut transport, nothing_to_negotiate).await.map_err(io::Error::other)?;
         let mut rest = [0; 64];

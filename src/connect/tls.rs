@@ -95,7 +95,7 @@ impl Tls {
 }
 
 /// Whether the server is ready for a TLS handshake.
-async fn ask(socket: &mut Socket) -> Result<bool, Problem> {
+pub(super) async fn ask(socket: &mut Socket) -> Result<bool, Problem> {
     let asked = async {
         socket.write_all(&SSL_REQUEST).await?;
         socket.read_u8().await

@@ -15,7 +15,7 @@ use super::registry::{Holder, ScopeName};
 use super::session::{CloseOnDrop, Ending, Session};
 use super::stats::CloseReason;
 use super::{Pool, nested};
-use crate::connect::{Canceller, ConnectError};
+use crate::connect::ConnectError;
 use crate::error::{Error, Result};
 
 /// A connection that is not the pool's any more.
@@ -95,10 +95,10 @@ impl Pool {
         scope: ScopeName,
         outer: Option<Arc<Holder>>,
     ) -> Dedicated {
-        let holder = Arc::new(Holder::new(scope, nested::id(self), outer, Arc::clone(&session.wire)));
+        let holder = Arc::new(Holder::new(scope, nested::id(self), outer, Arc::clone(&session.ending)));
         let ending = Arc::clone(&session.ending);
-        let (conn, closer, canceller) = session.into_parts();
-        let stop = stop_when_told(Arc::clone(&holder), Arc::clone(&ending), canceller, self.config.cleanup_timeout);
+        let (conn, closer) = session.into_parts();
+        let stop = stop_when_told(Arc::clone(&holder), Arc::clone(&ending), self.config.cleanup_timeout);
         let place = Place {
             pool: Arc::clone(self),
             key: self.registry.enter(Arc::clone(&holder)),
@@ -113,10 +113,10 @@ impl Pool {
 }
 
 /// Whoever works on the connection may be on a blocking thread, so it is stopped from outside.
-async fn stop_when_told(holder: Arc<Holder>, ending: Arc<Ending>, canceller: Canceller, patience: Duration) {
+async fn stop_when_told(holder: Arc<Holder>, ending: Arc<Ending>, patience: Duration) {
     poll_fn(|cx| if holder.is_told_to_stop(cx.waker()) { Poll::Ready(()) } else { Poll::Pending }).await;
     holder.note_stopped();
-    let _ = timeout(patience, canceller.cancel()).await;
+    let _ = timeout(patience, ending.canceller.cancel()).await;
     ending.cut();
 }
 

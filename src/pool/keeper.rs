@@ -10,7 +10,7 @@ use super::admission::Permit;
 use super::lease::Lease;
 use super::opening::Whose;
 use super::stats::{CloseReason, add};
-use super::{Held, Pool, ScopeName};
+use super::{Held, Pool, ScopeName, silence};
 use crate::config::Config;
 
 /// Never rarer than this, so that a leak or a missing connection is seen soon.
@@ -22,6 +22,10 @@ type Idle = (Held, Permit);
 
 /// Runs until the pool is dropped or closed.
 pub(super) async fn keep(pool: Weak<Pool>, config: Config) {
+    tokio::join!(tend(pool.clone(), &config), silence::listen(pool, config.checkout_timeout));
+}
+
+async fn tend(pool: Weak<Pool>, config: &Config) {
     let shortest = [config.max_lifetime, config.idle_timeout, config.keepalive, config.leak_threshold];
     let tick = shortest.into_iter().flatten().min().unwrap_or(LONGEST_TICK) / 4;
     // Not at once: the scope whose checkout started us is just opening the connection that we would find missing.

@@ -57,7 +57,7 @@ impl Lease {
     /// From here on the connection comes back by itself.
     pub(super) fn new(pool: Arc<Pool>, permit: Permit, held: Held, scope: ScopeName) -> Self {
         held.wire.start_scope();
-        let holder = Arc::new(Holder::new(scope, nested::id(&pool), nested::around(), Arc::clone(&held.wire)));
+        let holder = Arc::new(Holder::new(scope, nested::id(&pool), nested::around(), Arc::clone(&held.ending)));
         let key = Some(pool.registry.enter(Arc::clone(&holder)));
         if !scope.ours {
             add(&pool.counters.checkouts);
@@ -109,7 +109,7 @@ impl Lease {
     pub(super) fn replace(&self, held: Held, permit: Permit) {
         *self.permit.lock() = Some(permit);
         held.wire.start_scope();
-        self.holder.moved_to(Arc::clone(&held.wire));
+        self.holder.moved_to(Arc::clone(&held.ending));
         // Those were of the BEGIN that was lost.
         self.own_sets.store(0, Relaxed);
         let next = self.slot() + 1;
@@ -228,7 +228,10 @@ impl Lease {
             match held.into_inner() {
                 Some(held) if slot == current => kept = Some(held),
                 // Dead already: its place in `max_size` is the one that its successor has.
-                Some(held) => self.pool.forget(held, CloseReason::Broken),
+                Some(held) => {
+                    let reason = held.cause_of_death();
+                    self.pool.forget(held, reason);
+                }
                 None => {}
             }
         }
@@ -239,7 +242,10 @@ impl Lease {
         match (kept, self.permit.get_mut().take()) {
             (Some(held), Some(permit)) => self.pool.take_back(held, permit, close, now, unused_since),
             // It is dead, and could not be replaced or is being replaced still.
-            (Some(held), None) => self.pool.forget(held, CloseReason::Broken),
+            (Some(held), None) => {
+                let reason = held.cause_of_death();
+                self.pool.forget(held, reason);
+            }
             (None, _) => {}
         }
         self.pool.left(key, &self.holder);

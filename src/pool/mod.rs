@@ -25,6 +25,7 @@ mod refusal;
 mod registry;
 mod replace;
 mod session;
+mod silence;
 mod stats;
 mod store;
 
@@ -88,6 +89,8 @@ pub(crate) struct Pool {
     pub(crate) retries: RetryBudget,
     /// Sessions of an earlier epoch are not lent any more.
     epoch: Arc<AtomicU64>,
+    /// Sessions of an epoch before this one may be on a silent path, as one of them was: nobody waits for their goodbye.
+    silent_before: AtomicU64,
     /// Server sessions whose socket is open.
     open: Arc<AtomicUsize>,
     /// Permits that are only held until a session is over.
@@ -162,6 +165,7 @@ impl Pool {
             doorkeeper: Doorkeeper::new(),
             retries,
             epoch,
+            silent_before: AtomicU64::new(0),
             open,
             leaving: Arc::default(),
             returned: Notify::new(),
@@ -342,6 +346,9 @@ impl Pool {
 
     /// A session learned that the server went away: what was opened before is not worth trying.
     pub(crate) fn outdate(&self, session: &Session) {
+        if session.ending.was_silent() {
+            self.silent_before.fetch_max(session.epoch + 1, SeqCst);
+        }
         // Only the first of them; its siblings come to the same conclusion.
         let _ = self.epoch.compare_exchange(session.epoch, session.epoch + 1, SeqCst, SeqCst);
     }

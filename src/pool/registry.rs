@@ -11,7 +11,8 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use slab::Slab;
 
-use crate::wire::{Status, Wire};
+use super::session::Ending;
+use crate::wire::Status;
 
 /// The scope that a connection is lent to: what to call it in errors, logs and reports.
 #[derive(Clone, Copy, Debug)]
@@ -104,8 +105,12 @@ pub(crate) struct Holder {
     pub(super) pool: usize,
     pub(super) outer: Option<Arc<Holder>>,
     pub(crate) since: Instant,
-    wire: Mutex<Arc<Wire>>,
+    ending: Mutex<Arc<Ending>>,
     stage: AtomicU8,
+    /// The first flight while it is on the way.
+    pub(super) flight: AtomicU64,
+    /// The flight that was on the way for too long when it was looked at last.
+    pub(super) doubted: AtomicU64,
     /// Statements whose future was polled, and of those the ones that ended: different while one runs or was dropped.
     pub(crate) started: AtomicU64,
     pub(crate) ended: AtomicU64,
@@ -116,14 +121,16 @@ pub(crate) struct Holder {
 }
 
 impl Holder {
-    pub(crate) fn new(scope: ScopeName, pool: usize, outer: Option<Arc<Self>>, wire: Arc<Wire>) -> Self {
+    pub(crate) fn new(scope: ScopeName, pool: usize, outer: Option<Arc<Self>>, ending: Arc<Ending>) -> Self {
         Self {
             scope,
             pool,
             outer,
             since: Instant::now(),
-            wire: Mutex::new(wire),
+            ending: Mutex::new(ending),
             stage: AtomicU8::new(BODY),
+            flight: AtomicU64::new(0),
+            doubted: AtomicU64::new(0),
             started: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             told_to_stop: AtomicBool::new(false),
@@ -134,8 +141,13 @@ impl Holder {
     }
 
     /// The lease goes on with another connection.
-    pub(crate) fn moved_to(&self, wire: Arc<Wire>) {
-        *self.wire.lock() = wire;
+    pub(crate) fn moved_to(&self, ending: Arc<Ending>) {
+        *self.ending.lock() = ending;
+    }
+
+    /// The session in use.
+    pub(super) fn ending(&self) -> Arc<Ending> {
+        Arc::clone(&self.ending.lock())
     }
 
     pub(crate) fn committing(&self) {
@@ -149,11 +161,16 @@ impl Holder {
 
     /// The transaction's id, where it is known.
     pub(crate) fn xid(&self) -> Option<u64> {
-        self.wire.lock().xid()
+        self.ending.lock().wire.xid()
     }
 
     pub(crate) fn reclaiming(&self) {
         self.stage.store(RECLAIMING, Relaxed);
+    }
+
+    /// Its body has the connection.
+    pub(super) fn is_in_body(&self) -> bool {
+        self.stage.load(Relaxed) == BODY
     }
 
     pub(crate) fn is_reclaiming(&self) -> bool {
@@ -184,7 +201,8 @@ impl Holder {
     }
 
     pub(crate) fn checkout(&self) -> Checkout {
-        let wire = Arc::clone(&self.wire.lock());
+        let ending = self.ending();
+        let wire = &ending.wire;
         let phase = match self.stage.load(Relaxed) {
             COMMITTING => Phase::Committing,
             RECLAIMING => Phase::Reclaiming,

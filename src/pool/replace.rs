@@ -42,6 +42,9 @@ impl Pool {
     /// Closes a session and gives the permit away when the server has closed it too.
     pub(super) fn close_session(&self, held: Held, permit: Permit, reason: CloseReason) -> oneshot::Receiver<Permit> {
         let ending = Arc::clone(&held.ending);
+        if held.epoch < self.silent_before.load(SeqCst) {
+            ending.cut();
+        }
         self.forget(held, reason);
         self.when_over(ending, permit)
     }

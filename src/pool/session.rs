@@ -45,6 +45,9 @@ const IDENTITY: &str = "SELECT system_identifier, timeline_id, pg_postmaster_sta
 /// stay on the server.
 const MOST_LOST_STATEMENTS: usize = 200;
 
+/// See [`Session::was_heard_of_lately`].
+const LATELY: Duration = Duration::from_secs(1);
+
 /// A server as it was at some moment: transaction ids mean the same thing in two sessions only when these agree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -54,17 +57,26 @@ pub(crate) struct Identity {
     pub(crate) life: (String, String),
 }
 
-/// How and whether a session has ended; outlives it.
-#[derive(Debug, Default)]
+/// A session from outside: how to reach its server, whether and how it has ended. Outlives it.
+#[derive(Debug)]
 pub(crate) struct Ending {
+    pub(super) wire: Arc<Wire>,
+    pub(super) canceller: Canceller,
     over: AtomicBool,
     ended: Notify,
     close: Notify,
     at_once: AtomicBool,
+    silent: AtomicBool,
     said: Mutex<Option<String>>,
 }
 
 impl Ending {
+    fn new(wire: Arc<Wire>, canceller: Canceller) -> Self {
+        let (over, at_once, silent) = Default::default();
+        let (ended, close, said) = Default::default();
+        Self { wire, canceller, over, ended, close, at_once, silent, said }
+    }
+
     /// The socket is closed; the server has no such session any more, as far as can be known.
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(SeqCst)
@@ -89,6 +101,21 @@ impl Ending {
         self.close.notify_one();
     }
 
+    /// Closes the socket because nothing comes back on it, for so long.
+    pub(super) fn cut_for_silence(&self, lasted: Duration) {
+        let said = format!(
+            "no word from the server for {lasted:.1?}, half of `checkout_timeout`; the connection was given up"
+        );
+        *self.said.lock() = Some(said);
+        self.silent.store(true, SeqCst);
+        self.cut();
+    }
+
+    /// It was closed for that.
+    pub(crate) fn was_silent(&self) -> bool {
+        self.silent.load(SeqCst)
+    }
+
     /// What the driver said last.
     pub(crate) fn said(&self) -> Option<String> {
         self.said.lock().clone()
@@ -107,7 +134,6 @@ pub(crate) struct Session {
     pub(crate) conn: AsyncPgConnection,
     pub(crate) wire: Arc<Wire>,
     pub(crate) ending: Arc<Ending>,
-    canceller: Canceller,
     /// Held while a cancel request is on its way.
     cancelling: Arc<tokio::sync::Mutex<()>>,
     pub(crate) kept: Kept,
@@ -145,7 +171,7 @@ impl Session {
         begun: &OnceLock<Begun>,
     ) -> Result<Self, ConnectError> {
         let Opened { client, driver, wire, canceller, endpoint } = opened;
-        let ending = Arc::new(Ending::default());
+        let ending = Arc::new(Ending::new(Arc::clone(&wire), canceller));
         // Before the first await: an attempt that is given up at one of them leaves a task that ends.
         let closer = CloseOnDrop(Arc::clone(&ending));
         open.fetch_add(1, SeqCst);
@@ -173,7 +199,6 @@ impl Session {
             conn,
             wire,
             ending,
-            canceller,
             cancelling: Arc::default(),
             kept,
             identity,
@@ -188,9 +213,9 @@ impl Session {
         })
     }
 
-    /// The connection by itself, what closes it, and what cancels its statements.
-    pub(super) fn into_parts(self) -> (AsyncPgConnection, CloseOnDrop, Canceller) {
-        (self.conn, self.closer, self.canceller)
+    /// The connection by itself, and what closes it.
+    pub(super) fn into_parts(self) -> (AsyncPgConnection, CloseOnDrop) {
+        (self.conn, self.closer)
     }
 
     /// Sends `sql` as one message, whatever the statement cache or the transaction manager think.
@@ -204,7 +229,7 @@ impl Session {
     /// Dropped, the request is seen to its end by a task of its own: [`cancelled`](Self::cancelled) waits for it.
     pub(crate) async fn cancel(&self, scope: ScopeName) {
         let turn = Arc::clone(&self.cancelling).lock_owned().await;
-        let canceller = self.canceller.clone();
+        let canceller = self.ending.canceller.clone();
         let request = tokio::spawn(async move {
             if let Err(error) = canceller.cancel().await {
                 tracing::debug!(%scope, %error, "cancel request failed");
@@ -219,9 +244,19 @@ impl Session {
         drop(self.cancelling.lock().await);
     }
 
+    /// A connection that was idle for longer may have died unseen.
+    pub(crate) fn was_heard_of_lately(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.heard_of) < LATELY
+    }
+
     /// Whether the server ended this session, or the network did.
     pub(crate) fn is_dead(&self) -> bool {
         self.ending.is_over() || self.wire.fatal().is_some()
+    }
+
+    /// Why a dead one is closed.
+    pub(super) fn cause_of_death(&self) -> CloseReason {
+        if self.ending.was_silent() { CloseReason::Unresponsive } else { CloseReason::Broken }
     }
 
     /// In the server's words where it said any, else in the driver's.

@@ -12,7 +12,7 @@ pub(crate) enum CloseReason {
     Lifetime,
     /// Idle for longer than `idle_timeout`.
     Idle,
-    /// The server did not answer within `cleanup_timeout`.
+    /// The server did not answer: within `cleanup_timeout`, or a first flight within half of `checkout_timeout`.
     Unresponsive,
     /// A sibling learned that the server went away, or that credentials were rotated.
     Outdated,
@@ -126,7 +126,7 @@ pub struct Closed {
     pub lifetime: u64,
     /// Idle for longer than `idle_timeout`.
     pub idle: u64,
-    /// The server did not answer within `cleanup_timeout`.
+    /// The server did not answer: within `cleanup_timeout`, or a first flight within half of `checkout_timeout`.
     pub unresponsive: u64,
     /// A sibling learned that the server went away, or that credentials were rotated.
     pub outdated: u64,

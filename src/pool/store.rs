@@ -55,7 +55,7 @@ impl Pool {
         }
         let close = close.or(held.close).or_else(|| {
             if held.is_dead() {
-                Some(CloseReason::Broken)
+                Some(held.cause_of_death())
             } else if self.admission.is_closed() {
                 Some(CloseReason::Shutdown)
             } else if !self.is_current(&held) {

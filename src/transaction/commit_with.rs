@@ -7,7 +7,7 @@
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::{Duration, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use diesel::QueryResult;
 use diesel::deserialize::FromSqlRow;
@@ -27,9 +27,6 @@ use super::xid::{Ask, followed_by};
 use crate::error::{AbortReason, Error, Result, connection_lost};
 use crate::pool::Session;
 use crate::statement::{Kind, Rendered, render};
-
-/// A connection that was idle for longer may have died unseen.
-const HEARD_OF_LATELY: Duration = Duration::from_secs(1);
 
 /// Sends a rendered statement and waits for all of its answer.
 type Send<R> = for<'s> fn(&'s Session, &'s Rendered, bool) -> BoxFuture<'s, QueryResult<R>>;
@@ -154,7 +151,7 @@ impl Scope {
         let kept = &lease.session().kept;
         let keep = self.keep_statements.load(SeqCst);
         let prepared = keep && kept.is_prepared(rendered.key);
-        let safe = self.is_begun() || lease.session().heard_of.elapsed() < HEARD_OF_LATELY;
+        let safe = self.is_begun() || lease.session().was_heard_of_lately(Instant::now());
         let nested = self.nest.depth() > 0 || self.nest.is_unsettled();
         if prepared && self.expects_xid() && !lease.was_left_running() {
             // The answer for the id is right behind the last statement's.

@@ -52,8 +52,8 @@ impl Scope {
         }
         let session = lease.session_in(slot);
         let gone = session.wire.fatal().or_else(|| session.wire.first_error());
-        // The second dead one in a row is no accident either.
-        if slot > 0 || gone.is_some_and(|report| is_server_gone(report.sqlstate)) {
+        // The second dead one in a row is no accident either, and where one path is silent so are its neighbours.
+        if slot > 0 || session.ending.was_silent() || gone.is_some_and(|report| is_server_gone(report.sqlstate)) {
             lease.pool.outdate(session);
         }
         let patience = began.unwrap_or_else(Instant::now) + lease.pool.config.checkout_timeout;

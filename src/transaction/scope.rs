@@ -210,7 +210,8 @@ impl Scope {
                 self.told.store(true, SeqCst);
                 return Err(failure.unwrap_or_else(|| self.lost(session)));
             };
-            let begin = self.begins_on(slot);
+            let takes_off = if slot == 0 { first_sent } else { first_sent.map(|_| Instant::now()) };
+            let begin = self.opener(lease, session, slot, takes_off);
             let asks = self.asks_for_xid(lease, text);
             // An INSERT needs an id anyway: it is given one by the message that opens the transaction.
             let asks_at_begin = asks && begin.is_some() && text.kind == Kind::Insert;
@@ -224,6 +225,9 @@ impl Scope {
             };
             let result = self.fly(lease, session, begin.as_deref(), statement).await;
             lease.holder.ended.fetch_add(1, SeqCst);
+            if takes_off.is_some() {
+                lease.holder.land();
+            }
             let result = match result {
                 // Another statement of its flight was lost, and with it the transaction that this one was answered in.
                 _ if self.is_abandoned(slot) => Err(Failed { error: self.lost(session), in_begin: false }),
@@ -275,6 +279,17 @@ impl Scope {
         self.run(&nothing, |_| true, |_, session| Some(session.batch(""))).await
     }
 
+    /// What goes before a statement and is answered at once, however long the statement takes; a first flight of which not
+    /// even that is answered is on a silent path. It is the message that opens the transaction; or an empty one, for a read on
+    /// a connection that was not heard of lately.
+    fn opener(&self, lease: &Lease, session: &Session, slot: usize, takes_off: Option<Instant>) -> Option<&str> {
+        let begin = self.begins_on(slot);
+        let Some(now) = takes_off.map(Instant::into_std) else { return begin };
+        let quiet = matches!(self.mode, Mode::Read) && !session.was_heard_of_lately(now);
+        let first = lease.holder.take_off(now, begin.is_some() || quiet);
+        begin.or((first && quiet).then_some(""))
+    }
+
     /// The message that opens the transaction, if the statement about to be polled is the one to carry it. Decided at
     /// the first poll of its flight: whoever is polled first is also first on the wire.
     pub(super) fn begins_on(&self, slot: usize) -> Option<&str> {
@@ -289,7 +304,7 @@ impl Scope {
         }
     }
 
-    /// Sends a statement, and before it the message that opens the transaction if it is the one to carry it.
+    /// Sends a statement, and before it what opens the flight if it is the one to carry it.
     async fn fly<R>(
         &self,
         lease: &Lease,
@@ -303,8 +318,8 @@ impl Scope {
         // and a future is as large as its largest path.
         let (opened, answer) = join(Box::pin(session.batch(begin)), statement).await;
         match opened {
-            Ok(()) => answer.map_err(|error| Failed { error, in_begin: false }),
-            Err(error) => Err(Failed { error, in_begin: true }),
+            Err(error) if !matches!(self.mode, Mode::Read) => Err(Failed { error, in_begin: true }),
+            _ => answer.map_err(|error| Failed { error, in_begin: false }),
         }
     }
 

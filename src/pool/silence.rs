@@ -1,0 +1,90 @@
+//! A path on which nothing comes back although the system acknowledges what is sent: a proxy that lost its server, a server
+//! that is frozen. The kernel sees nothing wrong there, so each first flight is listened to.
+//!
+//! A first flight opens with something that is answered at once: BEGIN, or an empty statement before a read on a connection
+//! that was not heard of lately. Not even that answered for half of `checkout_timeout`, the connection is closed, and the
+//! flight goes again on another one in the other half. A read without an opening may just be slow: there, somebody
+//! knocks at the server's door first.
+//!
+//! Scopes only leave a mark in their [`Holder`]; one task for each pool looks at all of them. So it costs a flight nothing.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::time::MissedTickBehavior;
+
+use super::Pool;
+use super::registry::Holder;
+
+const SHORTEST_TICK: Duration = Duration::from_millis(5);
+const LONGEST_TICK: Duration = Duration::from_millis(500);
+
+/// A flight that has been seen to is not looked at any more.
+const SEEN_TO: u64 = u64::MAX;
+
+/// Runs until the pool is dropped or closed.
+pub(super) async fn listen(pool: Weak<Pool>, checkout_timeout: Duration) {
+    let patience = checkout_timeout / 2;
+    let mut ticks = tokio::time::interval((patience / 8).clamp(SHORTEST_TICK, LONGEST_TICK));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(pool) = pool.upgrade() else { return };
+        if pool.admission.is_closed() {
+            return;
+        }
+        for holder in pool.registry.holders() {
+            holder.listen(patience);
+        }
+    }
+}
+
+impl Holder {
+    /// A first flight is sent; `opens`: with something ahead that is answered at once. False if one is on the way already.
+    pub(crate) fn take_off(&self, now: Instant, opens: bool) -> bool {
+        let after = u64::try_from(now.saturating_duration_since(self.since).as_micros()).unwrap_or(u64::MAX >> 2);
+        let flight = (after + 1) << 1 | u64::from(opens);
+        let first = self.flight.compare_exchange(0, flight, SeqCst, SeqCst).is_ok();
+        if first {
+            self.doubted.store(0, SeqCst);
+        }
+        first
+    }
+
+    /// It was answered, or is lost.
+    pub(crate) fn land(&self) {
+        self.flight.store(0, SeqCst);
+    }
+
+    /// Looks after the first flight. Twice before anything is done: should this process have stood still, what the server
+    /// said meanwhile is read in between.
+    fn listen(self: Arc<Self>, patience: Duration) {
+        let flight = self.flight.load(SeqCst);
+        let age = self.since.elapsed().saturating_sub(Duration::from_micros(flight >> 1));
+        let doubted = self.doubted.load(SeqCst);
+        if flight == 0 || age < patience || doubted == SEEN_TO || self.is_answered() || !self.is_in_body() {
+            return;
+        }
+        if doubted != flight {
+            self.doubted.store(flight, SeqCst);
+            return;
+        }
+        self.doubted.store(SEEN_TO, SeqCst);
+        let ending = self.ending();
+        if flight & 1 == 1 {
+            ending.cut_for_silence(age);
+            return;
+        }
+        tokio::spawn(async move {
+            let silent = ending.canceller.is_silent(patience / 2).await;
+            if silent && self.flight.load(SeqCst) == flight && !self.is_answered() {
+                ending.cut_for_silence(self.since.elapsed().saturating_sub(Duration::from_micros(flight >> 1)));
+            }
+        });
+    }
+
+    fn is_answered(&self) -> bool {
+        self.ending().wire.has_answered()
+    }
+}
