@@ -236,6 +236,9 @@ async fn every_cut_of_every_body_over_tls() {
     sweep_on(&url, None, table, 1).await;
 }
 
+const SESSIONS: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 't2m-db'";
+
 /// A write whose first answer is lost, so that it is sent again on another connection; cut like the others. At no moment
 /// does the server know more than one session for the one place of the pool.
 #[tokio::test]
@@ -255,9 +258,10 @@ async fn every_cut_of_a_body_whose_first_flight_is_sent_again() {
                     timeout(LONG, PollLimit::new(run, polls, moment)).await.unwrap_or_else(|_| panic!("{what} hangs"));
                 let began = std::time::Instant::now();
                 while db.stats().checked_out > 0 {
-                    assert!(db.stats().size <= 1 && proxy.connections() <= 2, "{what}: {:#?}", db.stats());
+                    // The one that was cut may be on its way out. The proxy's count would have cancel requests in it.
+                    let sessions: i64 = client.query_one(SESSIONS, &[]).await.unwrap().get(0);
+                    assert!(db.stats().size <= 1 && sessions <= 2, "{what}: {sessions} sessions, {:#?}", db.stats());
                     assert!(began.elapsed() < LONG, "{what}: still out");
-                    tokio::task::yield_now().await;
                 }
                 // The next one gets what is there, or what is being opened still.
                 timeout(LONG, db.with_transaction(async |tx| batch(tx, "SELECT 1").await)).await.unwrap().unwrap();
