@@ -107,7 +107,7 @@ pub(crate) struct Holder {
     pub(crate) since: Instant,
     ending: Mutex<Arc<Ending>>,
     stage: AtomicU8,
-    /// The first flight while it is on the way.
+    /// The first flight while it is on the way, else 0: see `silence`.
     pub(super) flight: AtomicU64,
     /// The flight that was on the way for too long when it was looked at last.
     pub(super) doubted: AtomicU64,

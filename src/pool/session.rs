@@ -104,7 +104,7 @@ impl Ending {
     /// Closes the socket because nothing comes back on it, for so long.
     pub(super) fn cut_for_silence(&self, lasted: Duration) {
         let said = format!(
-            "no word from the server for {lasted:.1?}, half of `checkout_timeout`; the connection was given up"
+            "no word from the server for {lasted:.1?}, over half of `checkout_timeout`; the connection was given up"
         );
         *self.said.lock() = Some(said);
         self.silent.store(true, SeqCst);

@@ -6,9 +6,9 @@
 //! flight goes again on another one in the other half. A read without an opening may just be slow: there, somebody
 //! knocks at the server's door first.
 //!
-//! Scopes only leave a mark in their [`Holder`]; one task for each pool looks at all of them. So it costs a flight nothing.
+//! Scopes only leave a mark in their [`Holder`]; one task for each pool looks at all of them: a flight waits for no timer.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,8 @@ use super::registry::Holder;
 const SHORTEST_TICK: Duration = Duration::from_millis(5);
 const LONGEST_TICK: Duration = Duration::from_millis(500);
 
-/// A flight that has been seen to is not looked at any more.
-const SEEN_TO: u64 = u64::MAX;
+/// In [`Holder::doubted`], beside the flight: it has been seen to, and is not looked at any more.
+const SEEN_TO: u64 = 1 << 63;
 
 /// Runs until the pool is dropped or closed.
 pub(super) async fn listen(pool: Weak<Pool>, checkout_timeout: Duration) {
@@ -43,45 +43,45 @@ pub(super) async fn listen(pool: Weak<Pool>, checkout_timeout: Duration) {
 impl Holder {
     /// A first flight is sent; `opens`: with something ahead that is answered at once. False if one is on the way already.
     pub(crate) fn take_off(&self, now: Instant, opens: bool) -> bool {
-        let after = u64::try_from(now.saturating_duration_since(self.since).as_micros()).unwrap_or(u64::MAX >> 2);
+        let after = u64::try_from(now.saturating_duration_since(self.since).as_micros()).unwrap_or(0);
         let flight = (after + 1) << 1 | u64::from(opens);
-        let first = self.flight.compare_exchange(0, flight, SeqCst, SeqCst).is_ok();
-        if first {
-            self.doubted.store(0, SeqCst);
-        }
-        first
+        self.flight.compare_exchange(0, flight, Relaxed, Relaxed).is_ok()
     }
 
     /// It was answered, or is lost.
     pub(crate) fn land(&self) {
-        self.flight.store(0, SeqCst);
+        self.flight.store(0, Relaxed);
     }
 
     /// Looks after the first flight. Twice before anything is done: should this process have stood still, what the server
     /// said meanwhile is read in between.
     fn listen(self: Arc<Self>, patience: Duration) {
-        let flight = self.flight.load(SeqCst);
-        let age = self.since.elapsed().saturating_sub(Duration::from_micros(flight >> 1));
-        let doubted = self.doubted.load(SeqCst);
-        if flight == 0 || age < patience || doubted == SEEN_TO || self.is_answered() || !self.is_in_body() {
+        let flight = self.flight.load(Relaxed);
+        let doubted = self.doubted.load(Relaxed);
+        let under_way = flight != 0 && self.is_in_body() && !self.is_answered();
+        if !under_way || self.age(flight) < patience || doubted == flight | SEEN_TO {
             return;
         }
         if doubted != flight {
-            self.doubted.store(flight, SeqCst);
+            self.doubted.store(flight, Relaxed);
             return;
         }
-        self.doubted.store(SEEN_TO, SeqCst);
+        self.doubted.store(flight | SEEN_TO, Relaxed);
         let ending = self.ending();
         if flight & 1 == 1 {
-            ending.cut_for_silence(age);
+            ending.cut_for_silence(self.age(flight));
             return;
         }
         tokio::spawn(async move {
             let silent = ending.canceller.is_silent(patience / 2).await;
-            if silent && self.flight.load(SeqCst) == flight && !self.is_answered() {
-                ending.cut_for_silence(self.since.elapsed().saturating_sub(Duration::from_micros(flight >> 1)));
+            if silent && self.flight.load(Relaxed) == flight && !self.is_answered() {
+                ending.cut_for_silence(self.age(flight));
             }
         });
+    }
+
+    fn age(&self, flight: u64) -> Duration {
+        self.since.elapsed().saturating_sub(Duration::from_micros(flight >> 1))
     }
 
     fn is_answered(&self) -> bool {
