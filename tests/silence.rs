@@ -66,17 +66,36 @@ async fn where_nothing_comes_back_at_all_a_borrower_is_told_in_time() {
     }
 }
 
+#[tokio::test]
+async fn a_process_that_stood_still_blames_nobody_else() {
+    let patience = 200 * MS;
+    let (setup, proxy) = through_a_proxy(|config| config.max_size(1).checkout_timeout(patience)).await;
+    ping(&setup.db).await.unwrap();
+    proxy.hold_replies();
+    let sent = proxy.until_sent("BEGIN");
+    let (told, ()) = tokio::join!(ping(&setup.db), async {
+        sent.await;
+        for _ in 0..2 {
+            std::thread::sleep(patience); // nothing of this runtime runs
+            tokio::time::sleep(MS).await;
+        }
+        proxy.release_all();
+    });
+    told.unwrap();
+    assert_eq!(setup.db.stats().resent, 0);
+}
+
 /// On a socket, over TCP and over TLS: a server that is asked whether it is there answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_slow_first_statement_is_not_taken_for_silence() {
-    let patience = 200 * MS;
+    let patience = Duration::from_secs(2);
     let tls = Server::builder().tls(Tls::good()).start().await.unwrap();
     let encrypted = format!("postgres://postgres@localhost:{}/postgres?sslmode=require", tls.port().unwrap());
     let encrypted = Database::connect(quiet(&encrypted).max_size(1).checkout_timeout(patience)).await.unwrap();
     let (plain, _proxy) = through_a_proxy(|config| config.max_size(1).checkout_timeout(patience)).await;
     let local = setup_with(|config| config.max_size(1).checkout_timeout(patience)).await;
-    let slow = "SELECT pg_sleep(0.6)";
-    for db in [&encrypted, &plain.db, &local.db] {
+    let slow = "SELECT pg_sleep(2)";
+    let checks = [&encrypted, &plain.db, &local.db].map(async |db| {
         ping(db).await.unwrap();
         read(db, slow).await.unwrap();
         db.with_transaction(async |tx| Ok::<_, Error>(tx.batch_execute(slow).await?)).await.unwrap();
@@ -84,5 +103,6 @@ async fn a_slow_first_statement_is_not_taken_for_silence() {
         read(db, slow).await.unwrap();
         let stats = db.stats();
         assert_eq!((stats.resent, stats.opened, stats.closed.total()), (0, 1, 0), "{stats:#?}");
-    }
+    });
+    futures_util::future::join_all(checks).await;
 }

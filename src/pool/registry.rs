@@ -3,7 +3,7 @@
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -109,8 +109,9 @@ pub(crate) struct Holder {
     stage: AtomicU8,
     /// The first flight while it is on the way, else 0: see `silence`.
     pub(super) flight: AtomicU64,
-    /// The flight that was on the way for too long when it was looked at last.
-    pub(super) doubted: AtomicU64,
+    /// The flight that was on the way when it was looked at last, and how often it was.
+    pub(super) seen: AtomicU64,
+    pub(super) looks: AtomicU32,
     /// Statements whose future was polled, and of those the ones that ended: different while one runs or was dropped.
     pub(crate) started: AtomicU64,
     pub(crate) ended: AtomicU64,
@@ -130,7 +131,8 @@ impl Holder {
             ending: Mutex::new(ending),
             stage: AtomicU8::new(BODY),
             flight: AtomicU64::new(0),
-            doubted: AtomicU64::new(0),
+            seen: AtomicU64::new(0),
+            looks: AtomicU32::new(0),
             started: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             told_to_stop: AtomicBool::new(false),

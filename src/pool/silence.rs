@@ -20,13 +20,14 @@ use super::registry::Holder;
 const SHORTEST_TICK: Duration = Duration::from_millis(5);
 const LONGEST_TICK: Duration = Duration::from_millis(500);
 
-/// In [`Holder::doubted`], beside the flight: it has been seen to, and is not looked at any more.
-const SEEN_TO: u64 = 1 << 63;
-
 /// Runs until the pool is dropped or closed.
 pub(super) async fn listen(pool: Weak<Pool>, checkout_timeout: Duration) {
     let patience = checkout_timeout / 2;
-    let mut ticks = tokio::time::interval((patience / 8).clamp(SHORTEST_TICK, LONGEST_TICK));
+    let tick = (patience / 8).clamp(SHORTEST_TICK, LONGEST_TICK);
+    // Counted, not timed: should this process stand still, what the server said meanwhile is read first. The first look
+    // comes at any time within a tick.
+    let looks = u32::try_from(patience.as_nanos().div_ceil(tick.as_nanos())).unwrap_or(u32::MAX - 1) + 1;
+    let mut ticks = tokio::time::interval(tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -35,7 +36,7 @@ pub(super) async fn listen(pool: Weak<Pool>, checkout_timeout: Duration) {
             return;
         }
         for holder in pool.registry.holders() {
-            holder.listen(patience);
+            holder.listen(looks, patience);
         }
     }
 }
@@ -53,20 +54,18 @@ impl Holder {
         self.flight.store(0, Relaxed);
     }
 
-    /// Looks after the first flight. Twice before anything is done: should this process have stood still, what the server
-    /// said meanwhile is read in between.
-    fn listen(self: Arc<Self>, patience: Duration) {
+    /// Looks after the first flight: when it is still on the way at its `looks`-th time, something is done.
+    fn listen(self: Arc<Self>, looks: u32, patience: Duration) {
         let flight = self.flight.load(Relaxed);
-        let doubted = self.doubted.load(Relaxed);
-        let under_way = flight != 0 && self.is_in_body() && !self.is_answered();
-        if !under_way || self.age(flight) < patience || doubted == flight | SEEN_TO {
+        if flight == 0 || !self.is_in_body() || self.is_answered() {
             return;
         }
-        if doubted != flight {
-            self.doubted.store(flight, Relaxed);
+        if self.seen.swap(flight, Relaxed) != flight {
+            self.looks.store(0, Relaxed);
+        }
+        if self.looks.fetch_add(1, Relaxed) + 1 != looks {
             return;
         }
-        self.doubted.store(flight | SEEN_TO, Relaxed);
         let ending = self.ending();
         if flight & 1 == 1 {
             ending.cut_for_silence(self.age(flight));
