@@ -10,6 +10,7 @@ use t2m_db::users::{self, NewUser};
 use t2m_db::{Config, Database, Error, Transaction, schema};
 
 use crate::domain_support::{job, scene, stored};
+use crate::support::LONG;
 
 struct Setup {
     db: Database,
@@ -23,6 +24,7 @@ async fn setup() -> Setup {
     let database = t2m_db::testing::database().await;
     let proxy = Proxy::start_unix(&database.url()).await.unwrap();
     let config = Config::from_url(&proxy.url()).unwrap().max_size(1).min_idle(0).health_interval(None);
+    let config = config.checkout_timeout(3 * LONG); // replies are held back, and that is not to pass for silence
     let db = Database::connect(config).await.unwrap();
     let [owner, other] = <[UserId; 2]>::try_from(
         db.with_transaction(async |tx| users::create_many(tx, &[NewUser::new("c1"), NewUser::new("c2")]).await)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use t2m_db::testing::Proxy;
 use t2m_db::{Config, Database, Error};
 
-use crate::pool_support::{MS, ping, quiet, timed, until};
+use crate::pool_support::{MS, ping, quiet, served, timed, until};
 use crate::support::table;
 
 /// The first question after the login.
@@ -38,7 +38,7 @@ async fn an_attempt_given_up_after_the_login_keeps_its_place_until_its_session_i
     assert!(told.connect_failures.iter().all(|one| one.contains(endpoint)), "it names the host: {told:?}");
     until("its session is over", || db.stats().size == 0).await;
     proxy.release_all();
-    ping(&db).await.unwrap();
+    served(&db).await;
     assert_eq!((db.stats().opened, db.stats().size), (1, 1));
 }
 

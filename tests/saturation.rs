@@ -31,7 +31,7 @@ async fn crowded(settings: Settings) -> (Setup, Proxy, [Held; 2], JoinHandle<Res
 async fn a_health_check_that_gets_no_connection_of_a_full_pool_says_full() {
     let cases: [(&str, Settings); 3] = [
         ("waits as long as a check may", |config| config),
-        ("waits as long as any scope may", |config| config.checkout_timeout(50 * MS)),
+        ("waits as long as any scope may", |config| config.checkout_timeout(Duration::from_secs(1))),
         ("is refused", |config| config.max_waiting(0)),
     ];
     for (case, settings) in cases {
@@ -39,7 +39,7 @@ async fn a_health_check_that_gets_no_connection_of_a_full_pool_says_full() {
         let (health, took) = timed(setup.db.health()).await;
         assert_eq!(health.status, HealthStatus::Degraded, "{case}: {health:?}");
         assert!(health.reason.as_ref().unwrap().contains("full"), "{case}: {health:?}");
-        assert!(took < Duration::from_millis(2500), "{case}: {took:?}");
+        assert!(took < Duration::from_secs(8), "{case}: {took:?}"); // a scope waits for 10 s
         proxy.release_all();
         let _ = third.await.unwrap();
         for one in held {
