@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use t2m_db::{CommitOutcome, Error};
+use t2m_db::{CommitOutcome, Error, Transaction};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -25,6 +25,22 @@ async fn a_deadline_is_told_as_one_when_the_servers_own_clock_was_quicker() {
     assert!(matches!(&error, Error::Deadline { phase: "running its body", .. }), "{error:?}");
     setup.all_back().await;
     one_connection_is_idle(&setup).await;
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_past_its_deadline_keeps_its_session() {
+    let setup = setup(1).await;
+    let scope = setup.db.transaction("idle").deadline(Duration::from_millis(100));
+    let body = async |tx: &mut Transaction| {
+        note(tx, "undone").await?;
+        std::thread::sleep(Duration::from_millis(300)); // a thread that gets no processor
+        std::future::pending::<Result<(), Error>>().await
+    };
+    let error = timeout(LONG, scope.run(body)).await.expect("hangs").unwrap_err();
+    assert!(matches!(&error, Error::Deadline { phase: "running its body", .. }), "{error:?}");
+    setup.all_back().await;
+    one_connection_is_idle(&setup).await;
+    assert_eq!(setup.db.stats().discarded, 0);
 }
 
 #[tokio::test]

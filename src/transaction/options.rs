@@ -82,8 +82,8 @@ impl<'d> TransactionBuilder<'d> {
     }
 
     /// One budget for everything: waiting for a connection, BEGIN, the body, COMMIT and retries. When it is over the
-    /// body is dropped and the server stops working on it: `statement_timeout` and
-    /// `idle_in_transaction_session_timeout` ride with BEGIN as a backstop.
+    /// body is dropped and the server stops working on it: `statement_timeout`, 100 ms longer, and
+    /// `idle_in_transaction_session_timeout`, 1 s longer, ride with BEGIN as a backstop.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
@@ -203,11 +203,12 @@ impl<'d> TransactionBuilder<'d> {
         let mut sets = 0;
         if let Some(until) = until {
             // The client stops first; the server only if the client cannot.
-            let left = until.saturating_duration_since(Instant::now()) + BACKSTOP;
-            let millis = left.as_millis().clamp(1, i32::MAX as u128);
+            let left = until.saturating_duration_since(Instant::now());
+            let millis = |backstop: Duration| (left + backstop).as_millis().clamp(1, i32::MAX as u128);
+            let (statement, idle) = (millis(STATEMENT_BACKSTOP), millis(IDLE_BACKSTOP));
             let _ = write!(
                 begin,
-                "; SET LOCAL statement_timeout = {millis}; SET LOCAL idle_in_transaction_session_timeout = {millis}"
+                "; SET LOCAL statement_timeout = {statement}; SET LOCAL idle_in_transaction_session_timeout = {idle}"
             );
             sets += 2;
         }
@@ -219,5 +220,8 @@ impl<'d> TransactionBuilder<'d> {
     }
 }
 
-/// How much longer than the client the server waits.
-const BACKSTOP: Duration = Duration::from_millis(100);
+/// How much longer than the client the server lets a statement run.
+const STATEMENT_BACKSTOP: Duration = Duration::from_millis(100);
+/// And an idle transaction, which it ends with the whole session: a client that only got no processor for a moment would
+/// have to connect again, when it has the least time for it.
+const IDLE_BACKSTOP: Duration = Duration::from_secs(1);
