@@ -251,19 +251,19 @@ async fn health_says_healthy_full_away_or_silent() {
     let held = hold(&setup.db, "holder").await;
     let (health, took) = timed(setup.db.health()).await;
     assert_eq!(health.status, HealthStatus::Degraded);
-    assert!(took < 500 * MS && health.reason.unwrap().contains("full"), "{took:?}");
+    assert!(took < Duration::from_secs(2) && health.reason.unwrap().contains("full"), "{took:?}");
     held.end().await.unwrap();
 
     proxy.go_silent();
     let (health, took) = timed(setup.db.health()).await;
     assert_eq!(health.status, HealthStatus::Unhealthy, "{health:?}");
-    assert!(took < Duration::from_millis(2500), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
     proxy.refuse().await;
     proxy.cut_all();
     setup.all_back().await;
     let (health, took) = timed(setup.db.health()).await;
     assert_eq!(health.status, HealthStatus::Unhealthy, "{health:?}");
-    assert!(took < Duration::from_millis(2500), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
     assert!(health.reason.as_ref().unwrap().contains("Connection refused"), "{health:?}");
     proxy.speak();
     proxy.accept().await;

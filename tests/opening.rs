@@ -55,8 +55,7 @@ async fn closing_ends_an_attempt_that_waits_for_its_first_answer() {
     proxy.until_held(1).await;
     proxy.go_silent();
     assert_eq!(db.stats().size, 1);
-    let (_, took) = timed(db.close(Duration::ZERO)).await;
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    timed(db.close(Duration::ZERO)).await;
     until("its session is over", || db.stats().size == 0).await;
     assert!(matches!(scope.await.unwrap(), Err(Error::Closed { .. })));
 }
