@@ -118,7 +118,8 @@ async fn a_slow_transaction_is_logged_with_its_statements() {
 
 #[tokio::test]
 async fn a_checkout_timeout_says_who_holds_what_and_what_to_try() {
-    let setup = setup_with(|config| config.max_size(2).checkout_timeout(60 * MS).health_interval(None)).await;
+    let setup =
+        setup_with(|config| config.max_size(2).checkout_timeout(Duration::from_secs(1)).health_interval(None)).await;
     let held = [hold(&setup.db, "encode").await, hold(&setup.db, "upload").await];
     let error = ping(&setup.db).await.unwrap_err();
     insta::assert_snapshot!(still(&error.to_string()), @r#"

@@ -83,7 +83,7 @@ async fn the_first_scope_of_a_lazy_pool_opens_the_one_connection_that_is_kept() 
 async fn what_a_password_provider_says_is_told_wherever_connecting_is() {
     let database = t2m_db::testing::empty_database().await;
     let provider = || async { Err::<String, _>("the vault is sealed") };
-    let config = quiet(&database.url()).checkout_timeout(100 * MS).password_provider(provider);
+    let config = quiet(&database.url()).checkout_timeout(Duration::from_secs(1)).password_provider(provider);
     let refused = Database::connect(config.clone()).await.map(drop).unwrap_err();
     let db = Database::connect_lazy(config).unwrap();
     let later = ping(&db).await.unwrap_err();

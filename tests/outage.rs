@@ -279,7 +279,7 @@ async fn what_no_waiting_mends_is_told_at_once_in_the_servers_words() {
 
 #[tokio::test]
 async fn a_checkout_that_times_out_without_a_server_lists_what_connecting_said() {
-    let (setup, proxy) = through_a_proxy(|config| config.max_size(2).checkout_timeout(150 * MS)).await;
+    let (setup, proxy) = through_a_proxy(|config| config.max_size(2).checkout_timeout(Duration::from_secs(1))).await;
     proxy.refuse().await;
     proxy.cut_all();
     until("the end is seen", || setup.db.stats().size == 0).await;

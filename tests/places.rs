@@ -5,7 +5,7 @@ use std::time::Duration;
 use t2m_db::testing::Proxy;
 use t2m_db::{Config, Database, Error};
 
-use crate::pool_support::{MS, ping, quiet, timed, until};
+use crate::pool_support::{ping, quiet, timed, until};
 use crate::support::{batch, table};
 
 async fn migrated(settings: impl FnOnce(Config) -> Config) -> (Database, t2m_db::testing::TestDatabase) {
@@ -27,7 +27,7 @@ async fn migrations_are_not_refused_where_nobody_waits_and_their_session_is_coun
 
 #[tokio::test]
 async fn migrations_inside_of_a_scope_on_a_full_pool_are_told_so() {
-    let (db, _database) = migrated(|config| config.max_size(1).checkout_timeout(500 * MS)).await;
+    let (db, _database) = migrated(|config| config.max_size(1).checkout_timeout(Duration::from_secs(5))).await;
     let scope = db.transaction("outer").run(async |tx| {
         batch(tx, "SELECT 1").await?;
         db.migrate().await
