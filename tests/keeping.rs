@@ -119,7 +119,7 @@ async fn a_connection_that_was_closed_is_replaced_down_to_min_idle() {
 
 #[tokio::test]
 async fn connections_retire_at_max_lifetime_and_not_all_at_once() {
-    let lifetime = Duration::from_secs(1);
+    let lifetime = Duration::from_secs(3);
     let settings = |config: t2m_db::Config| config.max_size(8).max_lifetime(lifetime).keepalive(None);
     let setup = setup_with(|config| settings(config).idle_timeout(None).health_interval(None)).await;
     // The keeper's tick is a quarter of it; those in use are retired as they come back.

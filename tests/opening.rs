@@ -19,7 +19,7 @@ fn through(proxy: &Proxy) -> Config {
 async fn an_attempt_given_up_after_the_login_keeps_its_place_until_its_session_is_over() {
     let (database, _client) = table().await;
     let proxy = Proxy::start(&database.url()).await.unwrap();
-    let config = through(&proxy).connect_timeout(100 * MS).checkout_timeout(Duration::from_secs(1));
+    let config = through(&proxy).connect_timeout(500 * MS).checkout_timeout(Duration::from_secs(2));
     let db = Database::connect_lazy(config).unwrap();
     proxy.hold_replies_to(QUESTION);
     let scope = tokio::spawn({

@@ -114,8 +114,7 @@ async fn a_scope_that_begins_while_the_server_is_away_waits_for_it() {
 #[tokio::test]
 async fn behind_a_silent_network_a_deadline_and_cleanup_timeout_are_bounds() {
     let cleanup = Duration::from_secs(1);
-    let (setup, proxy) =
-        through_a_proxy(|config| config.max_size(1).cleanup_timeout(cleanup).connect_timeout(300 * MS)).await;
+    let (setup, proxy) = through_a_proxy(|config| config.max_size(1).cleanup_timeout(cleanup)).await;
     ping(&setup.db).await.unwrap();
     proxy.go_silent();
     let scope = setup.db.transaction("bounded").deadline(100 * MS).run(async |tx| batch(tx, "SELECT 1").await);
