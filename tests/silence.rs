@@ -77,7 +77,7 @@ async fn a_process_that_stood_still_blames_nobody_else() {
         sent.await;
         for _ in 0..2 {
             std::thread::sleep(patience); // nothing of this runtime runs
-            tokio::time::sleep(MS).await;
+            tokio::time::sleep(MS).await; // what is due is done, once
         }
         proxy.release_all();
     });
